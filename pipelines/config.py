@@ -1,5 +1,7 @@
 """What the data section of a run's config says. Values and their checks: no files are touched."""
 
+import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 LAYOUTS = ("generic", "ntu", "nvgesture", "isogd", "thu_read", "jester")
@@ -51,7 +53,8 @@ class DataConfig:
 
     depth_encoding: str = "color"
     """`color`: three-channel images as they are; `wrapped_jet`: 16-bit PNG by the published NTU
-    recipe; `metric`: 16-bit PNG in millimetres clipped to `depth_range_mm`, three equal channels."""
+    recipe; `metric`: 16-bit PNG in millimetres clipped to `depth_range_mm`, in three equal
+    channels."""
 
     depth_range_mm: tuple[int, int] = (500, 4500)
     """Nearest and farthest distance of the metric encoding."""
@@ -106,3 +109,67 @@ class DataConfig:
     cache_dir: str = ""
     """Where scans and depth boxes are kept; by default `.rgbd_cache` in `root`, or in the user's
     cache folder where `root` cannot be written."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong with it) of every impossible value."""
+        yield from self._wrong_choices()
+        for key, least in (
+            ("num_classes", 2), ("num_frames", 1), ("min_frames", 1), ("frame_slack", 0),
+            ("crop", 1), ("size", 1), ("workers", 0), ("prefetch", 1),
+        ):  # fmt: skip
+            if getattr(self, key) < least:
+                yield key, f"is {getattr(self, key)}; it must be at least {least}"
+        if not self.branch_frames or min(self.branch_frames) < 1:
+            yield "branch_frames", "needs one positive number of frames per temporal branch"
+        for key in ("flip", "rotate"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield key, f"is {getattr(self, key)}; a probability is between 0 and 1"
+        if self.rotate and self.angle[0] >= self.angle[1]:
+            yield "angle", f"is {list(self.angle)}; the first must be below the second"
+        if self.motion_window and not 2 <= self.motion_window <= self.num_frames:
+            yield (
+                "motion_window",
+                (
+                    f"is {self.motion_window}; it must be 0 (no motion maps) or between 2 and "
+                    f"num_frames = {self.num_frames}"
+                ),
+            )
+        yield from self._wrong_crops()
+
+    def _wrong_choices(self) -> Iterator[tuple[str, str]]:
+        for key, choices in (
+            ("layout", LAYOUTS), ("modality", MODALITIES), ("depth_encoding", DEPTH_ENCODINGS),
+        ):  # fmt: skip
+            value = getattr(self, key)
+            if value not in choices:
+                near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                yield key, f"is {value!r}{hint} (one of {', '.join(choices)})"
+        near_mm, far_mm = self.depth_range_mm
+        if not 0 <= near_mm < far_mm <= 65535:
+            yield "depth_range_mm", f"is {[near_mm, far_mm]}; expected 0 <= near < far <= 65535"
+
+    def _wrong_crops(self) -> Iterator[tuple[str, str]]:
+        room = min(self.resize) - self.crop
+        if room < 0:
+            yield (
+                "crop",
+                (
+                    f"is {self.crop}, larger than resize = {list(self.resize)}; "
+                    f"it can be at most {min(self.resize)}"
+                ),
+            )
+            return
+        for key in ("crop_offset", "eval_crop"):
+            offsets = getattr(self, key)
+            limits = (room, room) if key == "crop_offset" else [s - self.crop for s in self.resize]
+            if offsets and not all(0 <= o <= most for o, most in zip(offsets, limits, strict=True)):
+                yield (
+                    key,
+                    (
+                        f"is {list(offsets)}, outside the resized frame: with resize = "
+                        f"{list(self.resize)} and crop = {self.crop} at most {list(limits)}"
+                    ),
+                )
+        if self.crop_offset and self.crop_offset[0] > self.crop_offset[1]:
+            yield "crop_offset", f"is {list(self.crop_offset)}; the first must not be above"

@@ -1,0 +1,57 @@
+"""Batch normalisation over the clips of all ranks, for CPUs. GPUs take torch's SyncBatchNorm."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """A batch norm whose training statistics are those of the global batch.
+
+    Written with differentiable all-reduces: autograd finds the gradient through the statistics of
+    the other ranks. Same parameters, buffers and state dict as the norm it replaces. All ranks
+    must hold inputs of one shape.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        count = input.numel() // input.shape[1] * dist.get_world_size()
+        mean = all_reduce(input.sum(axes)) / count
+        centred = input - self._per_channel(mean, input)
+        # The variance in a second pass: E[x^2] - E[x]^2 loses digits where the mean is large.
+        variance = all_reduce(centred.square().sum(axes)) / count
+        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return torch.addcmul(
+            self._per_channel(self.bias, input), centred, self._per_channel(scale, input)
+        )
+
+    @classmethod
+    def convert(cls, module: nn.Module) -> nn.Module:
+        """Replace every batch norm below `module`, in place; returns the module."""
+        if isinstance(module, _BatchNorm):
+            norm = cls(module.num_features, module.eps, module.momentum)
+            norm.load_state_dict(module.state_dict())
+            return norm.to(module.weight.device, module.weight.dtype).train(module.training)
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert(child))
+        return module
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+
+    @staticmethod
+    def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+        return values.view(1, -1, *[1] * (like.dim() - 2))

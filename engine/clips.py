@@ -1,0 +1,91 @@
+"""The clips of a run: both lists opened, and batches of them in the run's one global order."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.config import Config
+from engine.distributed import Ranks
+from engine.loop import Precision
+from pipelines.batch import Batch
+from pipelines.config import DataConfig
+from pipelines.depth_boxes import depth_boxes
+from pipelines.index import scan
+from pipelines.loader import Loader, eval_plan, train_plan
+from pipelines.sampling import steps_before_epoch
+from pipelines.source import ClipSource
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Training and evaluation clips as one rank reads them."""
+
+    train: ClipSource
+    evaluation: ClipSource
+    config: Config
+    ranks: Ranks
+    dtype: torch.dtype
+    """Of the pixels: float16 holds them exactly, so 16-bit training moves half the bytes."""
+
+    def steps_before(self, epoch: int) -> int:
+        """Steps of all epochs before `epoch`: a step belongs to the epoch of its first clip."""
+        return steps_before_epoch(epoch, self.config.train.global_batch, len(self.train))
+
+    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This rank's share of the global batches `first_step` to `last_step - 1`."""
+        train = self.config.train
+        share = train.global_batch // self.ranks.world_size
+        plan = train_plan(
+            self.train, train.seed, train.global_batch, first_step, last_step,
+            self.ranks.rank, self.ranks.world_size,
+        )  # fmt: skip
+        return self._loader(share).batches(plan)
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """This rank's share of the evaluation list; every clip is on exactly one rank."""
+        size = self.config.train.eval_batch
+        plan = eval_plan(self.evaluation, size, self.ranks.rank, self.ranks.world_size)
+        return self._loader(size).batches(plan)
+
+    def _loader(self, max_batch: int) -> Loader:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        threads = self.config.data.workers or max((os.cpu_count() or 1) // local_ranks, 1)
+        return Loader(self.config.data, self.ranks.device, self.dtype, max_batch, threads)
+
+
+def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:
+    """Scan both lists on rank 0 and hand the result to all ranks.
+
+    Raises RunError on all ranks with every problem of the lists and folders.
+    """
+    if config.train.global_batch % ranks.world_size:
+        raise ValueError(
+            f"train.global_batch = {config.train.global_batch} cannot be shared equally by "
+            f"{ranks.world_size} ranks; take a multiple of {ranks.world_size}"
+        )
+    sources = ranks.from_main(
+        lambda: [_open(config.data, which, config.train.seed) for which in ("train", "eval")]
+    )
+    on_gpu = ranks.device.type == "cuda"
+    sixteen_bit = on_gpu and precision.compute in (torch.float16, torch.bfloat16)
+    dtype = torch.float16 if sixteen_bit else torch.float32
+    return Clips(sources[0], sources[1], config, ranks, dtype)
+
+
+def class_names(data: DataConfig) -> list[str]:
+    """One name per class: the lines of classes.txt in the data set's folder, else the numbers."""
+    path = Path(data.root) / "classes.txt"
+    names = path.read_text().split("\n") if path.is_file() else []
+    names = [name.strip() for name in names if name.strip()]
+    return names if len(names) == data.num_classes else [str(k) for k in range(data.num_classes)]
+
+
+def _open(data: DataConfig, which: str, seed: int) -> ClipSource:
+    index = scan(data, which)
+    boxes = None
+    if data.modality == "depth" and data.depth_encoding == "wrapped_jet":
+        boxes = depth_boxes(index, data)
+    return ClipSource(index, data, seed, boxes)

@@ -1,0 +1,296 @@
+"""A run's config: one YAML file plus dotted overrides -> frozen dataclasses, or one line that says
+what is wrong with which key of which file. Reads no data and builds no model."""
+
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import torch
+import yaml
+
+from engine.losses import LossConfig
+from engine.optim import OptimConfig
+from models.registry import MODELS, build_model
+from pipelines.config import DataConfig
+
+FROM_DATA = ("num_classes", "num_frames", "branch_frames")
+"""Model options that follow from the data section, so that the two can never disagree."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and its options: the keyword arguments of its builder."""
+
+    name: str = "decoupled"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how exact, and where the results go."""
+
+    run_dir: str
+    """Everything a run writes is below it; the same command again resumes from it."""
+
+    epochs: int = 100
+    global_batch: int = 48
+    """Clips per optimizer step over all ranks."""
+
+    eval_batch: int = 8
+    """Clips per evaluation batch of one rank; changes no result."""
+
+    seed: int = 0
+    device: str = "auto"
+    """`cuda`, `cpu`, or `auto`: the GPU where there is one."""
+
+    precision: str = "auto"
+    """`bf16`, `fp16` (with a loss scaler), `fp32`, `fp64`, or `auto`: bf16 on GPUs that have it,
+    fp16 on those that do not, fp32 on the CPU."""
+
+    temperature: tuple[float, float] = (0.04, 0.07)
+    """What the logits are divided by: first and last value of the published linear schedule."""
+
+    temperature_epochs: int = 30
+    save_every: int = 0
+    """Steps between saves of `last.pt`; it is saved at each epoch's end in any case."""
+
+    log_every: int = 10
+    """Steps between log lines: the loop waits for the device once per line."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong with it) of every impossible value."""
+        for key in ("epochs", "global_batch", "eval_batch", "temperature_epochs", "log_every"):
+            if getattr(self, key) < 1:
+                yield key, f"is {getattr(self, key)}; it must be at least 1"
+        if self.save_every < 0:
+            yield "save_every", "is negative; 0 saves at each epoch's end only"
+        if self.seed < 0:
+            yield "seed", "is negative; it must be 0 or more"
+        if min(self.temperature) <= 0:
+            yield "temperature", "holds a value that is not positive; [1, 1] turns it off"
+        for key, choices in (
+            ("device", ("auto", "cpu", "cuda")),
+            ("precision", ("auto", "bf16", "fp16", "fp32", "fp64")),
+        ):
+            if getattr(self, key) not in choices:
+                yield key, unknown_choice(getattr(self, key), choices)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    data: DataConfig
+    train: TrainConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The config of a YAML file with `section.key=value` overrides; checked, no data read.
+
+    Raises ValueError with one line per problem, each naming the file (or the command line), the
+    section, the key and what to write instead.
+    """
+    tree = _read_yaml(path)
+    for override in overrides:
+        _apply(tree, override)
+    where = str(path)
+    model = _model(tree.pop("model", {}), where)
+    config = dataclasses.replace(convert(tree, Config, where), model=model)
+    problems = list(_problems(config)) or list(_model_problems(config))
+    if problems:
+        raise ValueError("\n".join(f"{where}: {section}: {text}" for section, text in problems))
+    return config
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """Keyword arguments for `models.build_model(config.model.name, ...)`."""
+    accepted = inspect.signature(MODELS[config.model.name]).parameters
+    shared = {key: getattr(config.data, key) for key in FROM_DATA if key in accepted}
+    return shared | config.model.options
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, lists and values: what is saved beside a run and read back by `load`."""
+    tree = _plain(dataclasses.asdict(config))
+    tree["model"] = {"name": tree["model"]["name"], **tree["model"]["options"]}
+    return tree
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as parsed from YAML -> an instance of annotation `kind`.
+
+    PyYAML reads `1e-3` as a string, so numbers are converted by annotation, never by looks.
+    Raises ValueError starting with `where`.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _record(value, typing.cast(type, kind), where)
+    origin = get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in get_args(kind):
+            return None
+        (inner,) = (k for k in get_args(kind) if k is not type(None))
+        return convert(value, inner, where)
+    if origin is tuple:
+        return _tuple(value, get_args(kind), where)
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a mapping, found {value!r}")
+        return value
+    return _scalar(value, kind, where)
+
+
+def unknown_choice(value: object, choices: Iterable[str]) -> str:
+    """`is 'x'; did you mean 'y'? (one of ...)`, to follow the key."""
+    names = list(choices)
+    return f"is {value!r}{suggest(str(value), names)} (one of {', '.join(names)})"
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no candidate is near."""
+    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    if not Path(path).is_file():
+        others = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        raise ValueError(f"{path}: no such config file{suggest(str(path), others)}")
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected sections such as 'data:' and 'train:', found {tree!r}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the parsed file."""
+    path, sign, text = override.partition("=")
+    keys = path.split(".")
+    if not sign or len(keys) < 2 or not all(keys):
+        raise ValueError(f"command line: {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"command line: the value of {override!r} is not valid YAML") from None
+    for key in keys[:-1]:
+        child = tree.get(key)
+        tree[key] = dict(child) if isinstance(child, dict) else {}
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def _record(value: Any, kind: type, where: str) -> Any:
+    """A dataclass from a mapping: unknown and missing keys are errors."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected keys and values, found {value!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}{suggest(str(key), fields)}")
+    for name, entry in fields.items():
+        required = entry.default is entry.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ValueError(f"{where}: missing key {name!r}")
+    return kind(**{key: convert(v, hints[key], f"{where}: {key}") for key, v in value.items()})
+
+
+def _tuple(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where}: expected a list, found {value!r}")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(f"{where}: expected {len(kinds)} values, found {len(value)}: {value!r}")
+    return tuple(convert(v, kind, where) for v, kind in zip(value, kinds, strict=True))
+
+
+def _scalar(value: Any, kind: Any, where: str) -> Any:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind is Any or (type(value) is kind):
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass  # reported below, as any other wrong value
+    raise ValueError(f"{where}: expected {names.get(kind, kind)}, found {value!r}")
+
+
+def _model(section: Any, where: str) -> ModelConfig:
+    """The model section: `name` plus keyword arguments of that network's builder, typed by it."""
+    where = f"{where}: model"
+    if not isinstance(section, dict):
+        raise ValueError(f"{where}: expected keys and values, found {section!r}")
+    options = dict(section)
+    name = options.pop("name", ModelConfig.name)
+    if name not in MODELS:
+        raise ValueError(f"{where}: name {unknown_choice(name, MODELS)}")
+    builder = MODELS[name]
+    target = builder.__init__ if inspect.isclass(builder) else builder
+    hints = typing.get_type_hints(target)
+    accepted = [key for key in inspect.signature(builder).parameters if key not in FROM_DATA]
+    for key, value in options.items():
+        if key in FROM_DATA:
+            raise ValueError(f"{where}: {key!r} belongs in the data section: data.{key}")
+        if key not in accepted:
+            raise ValueError(f"{where}: unknown key {key!r}{suggest(key, accepted)}")
+        options[key] = convert(value, hints.get(key, Any), f"{where}: {key}")
+    return ModelConfig(name, options)
+
+
+def _problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(section, `key message`) of every value that cannot be, alone or beside the others."""
+    for section in ("data", "loss", "optim", "train"):
+        for key, text in getattr(config, section).problems():
+            yield section, f"{key} {text}"
+    if config.model.name == "decoupled":
+        yield from (("data", text) for text in _decoupled_problems(config))
+
+
+def _model_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """What the network's builder refuses; asked on the meta device, where building costs little."""
+    try:
+        with torch.device("meta"):
+            build_model(config.model.name, **model_options(config))
+    except ValueError as error:
+        yield "model", str(error)
+
+
+def _decoupled_problems(config: Config) -> Iterator[str]:
+    """What the CVPR'22 network asks of its clips."""
+    data = config.data
+    longest = max(data.branch_frames, default=0)
+    if longest > data.num_frames:
+        yield f"branch_frames holds {longest}, more than num_frames = {data.num_frames}"
+    if config.model.options.get("motion_attention", True):
+        if data.size % 32:
+            below = max(data.size // 32 * 32, 32)
+            yield (
+                f"size is {data.size}, no multiple of 32, which the motion attention needs; "
+                f"take {below} or {below + 32}"
+            )
+        if not data.motion_window:
+            yield (
+                "motion_window is 0, but this network's motion attention needs the maps; set it "
+                "to 10, or model.motion_attention to false"
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,167 @@
+"""Ranks, devices and the process group: torchrun's environment or one plain process, same code."""
+
+import dataclasses
+import datetime
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.batch_norm import GlobalBatchNorm
+
+T = TypeVar("T")
+
+GROUP_TIMEOUT = datetime.timedelta(minutes=30)
+"""Longest wait for another rank. Rank 0 scans the data set while the others wait."""
+
+
+class RunError(Exception):
+    """A run cannot go on; its text says why and what to do, one line per problem."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those of the run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device = torch.device("cpu")
+
+    def on(self, device: str) -> "Ranks":
+        """The same ranks on `cuda`, `cpu`, or (`auto`) GPUs where there are any.
+
+        Raises ValueError where there are fewer GPUs than processes.
+        """
+        num_gpus = torch.cuda.device_count()
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if device == "cpu" or (device == "auto" and not num_gpus):
+            if local_world_size > 1:  # or every rank would start a thread for every core
+                torch.set_num_threads(max((os.cpu_count() or 1) // local_world_size, 1))
+            return dataclasses.replace(self, device=torch.device("cpu"))
+        if num_gpus <= self.local_rank:
+            raise ValueError(
+                f"train.device is {device}, but this machine has {num_gpus} usable GPUs for "
+                f"{local_world_size} processes; start fewer, or set train.device=cpu"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return dataclasses.replace(self, device=torch.device("cuda", self.local_rank))
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that prints and writes."""
+        return self.rank == 0
+
+    def agree(self, action: Callable[[], T]) -> T:
+        """`action()` of every rank; if it fails on any rank, RunError on all of them.
+
+        So that nobody waits for a rank that has left. User errors (ValueError, OSError) are
+        carried over; anything else is a defect and raises where it happens.
+        """
+        result, problem = None, None
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        problems = [p for p in self.gather(problem) if p is not None]
+        if problems:
+            raise RunError(problems[0])
+        return result  # type: ignore[return-value]
+
+    def from_main(self, action: Callable[[], T]) -> T:
+        """`action()` of rank 0, handed to all ranks; RunError on all of them if it fails."""
+        box = [self.agree(lambda: action() if self.is_main else None)]
+        if dist.is_initialized():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[return-value]
+
+    def gather(self, value: Any) -> list[Any]:
+        """One plain value of every rank, in rank order."""
+        values = [value] * self.world_size
+        if dist.is_initialized():
+            dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, in place."""
+        if dist.is_initialized():
+            dist.all_reduce(tensor)
+        return tensor
+
+
+@contextmanager
+def session() -> Iterator[Ranks]:
+    """Join the ranks torchrun has started, or be the only one; on GPUs where there are any."""
+    rank, local_rank, world_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
+    if "RANK" in os.environ:
+        # gloo beside NCCL carries the plain Python values of `gather` and `from_main`.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+    yield Ranks(rank, local_rank, world_size)
+    # Only after success: leaving the group waits for the others, who may be waiting for us.
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def run_entry(action: Callable[[Ranks], None]) -> int:
+    """`action(ranks)` within a session, as an exit status: 0, or 1 after one line on stderr that
+    says what to mend. Defects keep their traceback."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        with session() as ranks:
+            action(ranks)
+    except RunError as error:  # known to all ranks: one of them says it
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except (ValueError, OSError) as error:  # of this rank alone: torchrun stops the others
+        print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def place(model: nn.Module, ranks: Ranks, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model on this rank's device, channels-last, its batch statistics those of the global
+    batch, its gradients averaged over ranks."""
+    model = model.to(ranks.device, dtype)
+    for parameter in model.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    if not dist.is_initialized():
+        return model
+    if ranks.world_size > 1:
+        model = synchronise_batch_norm(model, ranks.device)
+    devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
+    # static_graph would forbid the eager evaluation between epochs; buffers need no broadcast
+    # because synchronised statistics are equal on all ranks.
+    return DistributedDataParallel(
+        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Batch norms over the global batch: SyncBatchNorm on GPUs (Apex's where it is installed),
+    GlobalBatchNorm on the CPU, which SyncBatchNorm refuses."""
+    if device.type != "cuda":
+        return GlobalBatchNorm.convert(model)
+    try:
+        from apex.parallel import convert_syncbn_model  # type: ignore
+    except ImportError:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return convert_syncbn_model(model)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

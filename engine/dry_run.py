@@ -1,0 +1,119 @@
+"""What a run would do: config, clips, schedule, memory, one batch as a picture. Trains nothing."""
+
+import sys
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from engine import report
+from engine.clips import Clips, open_clips
+from engine.config import Config, as_dict, model_options
+from engine.distributed import Ranks
+from engine.loop import Precision
+from engine.losses import LossConfig, training_loss
+from engine.optim import scheduled_lr, temperature_at
+from engine.run import RunDirectory
+from models.registry import build_model
+from pipelines.batch import Batch
+from pipelines.config import DataConfig
+
+SHOWN_EPOCHS = 12
+
+
+def dry_run(config: Config, ranks: Ranks) -> None:
+    """Print the plan of a run on rank 0 and write `contact_sheet.png` into its run directory."""
+    precision = Precision.choose(config.train.precision, ranks.device)
+    run = RunDirectory(config.train.run_dir)
+    ranks.from_main(lambda: run.prepare(config))
+    clips = ranks.agree(lambda: open_clips(config, ranks, precision))
+    if not ranks.is_main:
+        return
+    yaml.safe_dump(as_dict(config), sys.stdout, sort_keys=False)
+    for text in (clip_counts(clips), schedule(config, clips), memory(config, ranks, precision)):
+        print(f"\n{text}")
+    batch = next(clips.train_batches(0, 1))
+    names = [clips.train.index.clips[i].name for i in batch.index.tolist()]
+    sheet = run.path / "contact_sheet.png"
+    report.contact_sheet(batch, names, sheet)
+    print(f"\none augmented batch with its motion maps: {sheet}")
+
+
+def clip_counts(clips: Clips) -> str:
+    """How many clips of each list there are, and what was left out or mended."""
+    lines = []
+    for name, source in (("training", clips.train), ("evaluation", clips.evaluation)):
+        line = f"{name}: {len(source)} clips of {source.index.list_path}"
+        if source.index.left_out:
+            line += f", {source.index.left_out} left out (fewer than data.min_frames)"
+        if source.boxes is not None:
+            line += (
+                f"; depth frames without a contour: {source.boxes.from_neighbour} took the "
+                f"nearest frame's box, {source.boxes.from_centre} the centre"
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def schedule(config: Config, clips: Clips) -> str:
+    """Learning rate and temperature of up to SHOWN_EPOCHS epochs, first and last included."""
+    train, optim = config.train, config.optim
+    steps = clips.steps_before(train.epochs)
+    last = train.epochs - 1
+    shown = sorted({round(i * last / max(SHOWN_EPOCHS - 1, 1)) for i in range(SHOWN_EPOCHS)})
+    lines = [f"{steps} steps of {train.global_batch} clips", "epoch  first step        lr  temp"]
+    for epoch in shown:
+        first = clips.steps_before(epoch)
+        by_step = optim.schedule_by == "step"
+        rate = scheduled_lr(optim, *((first, steps) if by_step else (epoch, train.epochs)))
+        temperature = temperature_at(epoch, *train.temperature, train.temperature_epochs)
+        lines.append(f"{epoch + 1:5d}  {first:10d}  {rate:8.2e}  {temperature:.3f}")
+    return "\n".join(lines)
+
+
+def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
+    """Estimate of one rank's memory in a training step: weights, gradients and optimizer, and what
+    the forward pass keeps for the backward pass. Counted on shapes alone: nothing is computed."""
+    share = config.train.global_batch // ranks.world_size
+    with torch.device("meta"):
+        model = build_model(config.model.name, **model_options(config))
+        batch = _shapes(share, config.data)
+    parameters = sum(p.numel() for p in model.parameters())
+    copies = 3 if config.optim.name == "sgd" else 4  # weight, gradient, one or two moments
+    fixed = parameters * copies * precision.weights.itemsize
+    activations = kept_bytes(model, batch, config.loss) * precision.compute.itemsize // 4
+    total = (fixed + activations) / 2**30
+    return (
+        f"memory per rank, estimated: {total:.2f} GiB = {parameters / 1e6:.2f} M parameters with "
+        f"gradients and optimizer ({fixed / 2**30:.2f} GiB) + activations of {share} clips "
+        f"({activations / 2**30:.2f} GiB)"
+    )
+
+
+def kept_bytes(model: nn.Module, batch: Batch, loss: LossConfig) -> int:
+    """Bytes that forward and loss keep for backward, each storage once, weights not counted."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(batch.clip, motion=batch.motion, branch_indices=batch.branch_indices)
+        # The graph behind `total` keeps all counted storages alive, so no address counts twice.
+        total, _ = training_loss(output, batch.label, loss, epoch=0)
+    del total
+    return sum(kept.values())
+
+
+def _shapes(share: int, data: DataConfig) -> Batch:
+    """An empty batch of `share` clips, on the default device."""
+    frames = (share, 1, data.num_frames, data.size, data.size)
+    clip = torch.empty(share, 3, *frames[2:])
+    indices = tuple(torch.zeros(share, f, dtype=torch.int64) for f in data.branch_frames)
+    label = torch.zeros(share, dtype=torch.int64)
+    motion = torch.empty(frames) if data.motion_window else None
+    return Batch(clip, motion, label, indices, label)

@@ -1,0 +1,152 @@
+"""What is counted while training and evaluating. Sums stay on the device until they are read."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Average:
+    """Running means of named per-clip values: adding never waits for the device, reading does."""
+
+    def __init__(self, device: torch.device):
+        # float64: the sum of an epoch's losses must not depend on how often it is read or saved.
+        self.sums: dict[str, Tensor] = {}
+        self.clips = 0
+        self.device = device
+
+    def add(self, clips: int, **means: Tensor) -> None:
+        """Add means over `clips` clips."""
+        self.clips += clips
+        for name, mean in means.items():
+            total = self.sums.setdefault(
+                name, torch.zeros((), dtype=torch.float64, device=self.device)
+            )
+            total += mean.detach().double() * clips
+
+    def read(self) -> dict[str, float]:
+        """The means so far; one wait for the device."""
+        if not self.sums:
+            return {}
+        values = torch.stack(list(self.sums.values())).div(max(self.clips, 1)).tolist()
+        return dict(zip(self.sums, values, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {"clips": self.clips, "sums": {k: v.cpu().clone() for k, v in self.sums.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.clips = state["clips"]
+        self.sums = {k: v.to(self.device).clone() for k, v in state["sums"].items()}
+
+
+class Scores:
+    """Hits of every head and the confusion matrix of the merged logits, over clips seen once."""
+
+    def __init__(self, heads: Iterable[str], num_classes: int, device: torch.device):
+        self.heads = tuple(heads)
+        self.num_classes = num_classes
+        self.top_k = min(5, num_classes)
+        size = len(self.heads) * 2
+        self.hits = torch.zeros(size, dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
+
+    def add(self, logits: Iterable[Tensor], label: Tensor, loss: Tensor) -> None:
+        """Logits (B, K) of each head, merged first; label (B,); loss summed over the clips."""
+        hits, merged = [], None
+        for head in logits:
+            ranked = head.topk(self.top_k, dim=1).indices
+            merged = ranked[:, 0] if merged is None else merged
+            match = ranked == label[:, None]
+            hits += [match[:, 0].sum(), match.sum()]
+        assert merged is not None and len(hits) == self.hits.numel()
+        self.hits += torch.stack(hits)
+        self.loss += loss.double()
+        cell = label * self.num_classes + merged
+        self.confusion += torch.bincount(cell, minlength=self.num_classes**2)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The sums, to be added up over ranks in place."""
+        return self.hits, self.loss, self.confusion
+
+    def table(self) -> dict[str, Any]:
+        """Plain values: `clips`, `loss`, `top1` and `top5` of the merged logits, both per head,
+        `per_class` accuracy and the `confusion` matrix [label][prediction]; accuracies in 0..1."""
+        confusion = self.confusion.view(self.num_classes, self.num_classes).cpu()
+        clips = int(confusion.sum())
+        shares = (self.hits.double() / max(clips, 1)).view(-1, 2).tolist()
+        heads = {
+            name: {"top1": top1, "top5": top5}
+            for name, (top1, top5) in zip(self.heads, shares, strict=True)
+        }
+        support = confusion.sum(1)
+        per_class = confusion.diag().double() / support.clamp(min=1)
+        return {
+            "clips": clips,
+            "loss": float(self.loss) / max(clips, 1),
+            **heads[self.heads[0]],
+            "heads": heads,
+            "per_class": [
+                accuracy if count else None
+                for accuracy, count in zip(per_class.tolist(), support.tolist(), strict=True)
+            ],
+            "confusion": confusion.tolist(),
+        }
+
+
+class Stopwatch:
+    """How long loops ran and how much of that went into waiting for their items, in seconds."""
+
+    def __init__(self) -> None:
+        self.finished = 0.0
+        self.waited = 0.0
+        self._since: float | None = None
+
+    def watch(self, items: Iterator[T]) -> Iterator[T]:
+        """The same items; the time from the first request to the end counts as running."""
+        self._since = time.perf_counter()
+        yield from self._wait_for(items)
+        self.finished, self._since = self.seconds, None
+
+    def _wait_for(self, items: Iterator[T]) -> Iterator[T]:
+        end = object()
+        while True:
+            asked = time.perf_counter()
+            item = next(items, end)
+            self.waited += time.perf_counter() - asked
+            if item is end:
+                return
+            yield item  # type: ignore[misc]
+
+    @property
+    def seconds(self) -> float:
+        """Time in loops so far, the one that is running included."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self.finished + running
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time spent waiting, 0 to 1."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return {"seconds": self.seconds, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.finished, self.waited = state["seconds"], state["waited"]
+
+
+def as_text(table: dict[str, Any]) -> str:
+    """The scores as a small table for people: one line per head."""
+    lines = [f"{'':<12}{'top-1':>8}{'top-5':>8}    ({table['clips']} clips)"]
+    for name, head in table["heads"].items():
+        lines.append(f"{name:<12}{head['top1']:>8.1%}{head['top5']:>8.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""Optimizer and learning rate. The rate is a pure function of epoch and step, except for
+`plateau`, whose state travels in the checkpoint."""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+LOWEST_WARMUP_LR = 1e-8
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Published values of the CVPR'22 recipe as defaults."""
+
+    name: str = "sgd"
+    """`sgd` or `adamw`."""
+
+    lr: float = 0.01
+    min_lr: float = 1e-5
+    momentum: float = 0.9
+    """Of SGD; AdamW takes its usual betas."""
+
+    weight_decay: float = 3e-4
+    """On all parameters, as published."""
+
+    clip_norm: float = 5.0
+    """Largest norm of the whole gradient; 0 turns clipping off."""
+
+    schedule: str = "cosine"
+    """`cosine`, `plateau` (a tenth of the rate after `patience` epochs without a better top-1) or
+    `constant`; all after the warm-up."""
+
+    schedule_by: str = "epoch"
+    """`epoch`: the rate is constant within an epoch, as published; `step`: it changes every step,
+    and `warmup` counts steps."""
+
+    warmup: int = 3
+    """Epochs (or steps) of linear rise from 1e-8 to `lr`."""
+
+    patience: int = 4
+    cooldown: int = 3
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong with it) of every impossible value."""
+        choices = {
+            "name": ("sgd", "adamw"),
+            "schedule": ("cosine", "plateau", "constant"),
+            "schedule_by": ("epoch", "step"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                yield key, f"is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}"
+        if self.lr <= 0:
+            yield "lr", f"is {self.lr}; it must be positive"
+        if self.min_lr > self.lr:
+            yield "min_lr", f"is {self.min_lr}, above lr = {self.lr}"
+        if self.schedule == "plateau" and self.schedule_by == "step":
+            yield "schedule_by", "is 'step', but plateau looks at each epoch's accuracy: use epoch"
+        for key in ("min_lr", "momentum", "weight_decay", "clip_norm", "warmup", "patience"):
+            if getattr(self, key) < 0:
+                yield key, "is negative"
+
+
+def scheduled_lr(config: OptimConfig, now: int, end: int) -> float:
+    """Learning rate of epoch (or step) `now` out of `end`; `plateau` as if it never fell.
+
+    Warm-up: linspace(1e-8, lr, warmup)[now]; then lr falls along half a cosine to `min_lr` at
+    `end`, as the CVPR'22 recipe is meant (its released trainer stops the warm-up at lr / 2).
+    """
+    if now < config.warmup:
+        rise = now / max(config.warmup - 1, 1)
+        return LOWEST_WARMUP_LR + (config.lr - LOWEST_WARMUP_LR) * rise
+    if config.schedule != "cosine":
+        return config.lr
+    done = (now - config.warmup) / max(end - config.warmup, 1)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+def temperature_at(epoch: int, first: float, last: float, epochs: int) -> float:
+    """What logits are divided by: linear from `first` to `last` over `epochs`, then constant."""
+    return first + (last - first) * min(epoch / max(epochs - 1, 1), 1.0)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters; NVIDIA Apex's fused SGD where it is installed and the
+    model is on a GPU, else torch's own fused kernels."""
+    parameters = list(model.parameters())
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+    sgd = partial(torch.optim.SGD, fused=True)
+    if parameters[0].is_cuda:
+        with suppress(ImportError):  # Apex is optional: torch's kernel does the same arithmetic
+            from apex.optimizers import FusedSGD as sgd  # type: ignore
+    return sgd(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+class LearningRate:
+    """Sets the optimizer's rate before each step; holds state only for `plateau`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig):
+        self.optimizer = optimizer
+        self.config = config
+        self.plateau = None
+        if config.schedule == "plateau":
+            self.plateau = ReduceLROnPlateau(
+                optimizer, "max", factor=0.1, patience=config.patience, cooldown=config.cooldown
+            )
+
+    def set(self, epoch: int, epochs: int, step: int, steps: int) -> float:
+        """Set and return the rate of `step` (of `steps`) in `epoch` (of `epochs`)."""
+        if self.plateau and epoch > self.config.warmup:
+            return self.optimizer.param_groups[0]["lr"]  # as end_epoch left it
+        by_step = self.config.schedule_by == "step"
+        now, end = (step, steps) if by_step else (epoch, epochs)
+        rate = scheduled_lr(self.config, now, end)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def end_epoch(self, epoch: int, top1: float) -> None:
+        """Tell `plateau` how an epoch ended; the warm-up does not count."""
+        if self.plateau and epoch >= self.config.warmup:
+            self.plateau.step(top1)
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain values; empty for the schedules that are pure functions."""
+        return self.plateau.state_dict() if self.plateau else {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue where `state_dict` was taken."""
+        if self.plateau:
+            self.plateau.load_state_dict(state)

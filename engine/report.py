@@ -1,0 +1,78 @@
+"""Pictures of a run: curves, confusion matrix, contact sheet. Draws; computes nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipelines.batch import Batch
+
+SHEET_CLIPS = 6
+SHEET_FRAMES = 8
+
+
+def curves(train: list[dict[str, Any]], evaluation: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy and loss over epochs, training and evaluation, as one PNG."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    for axis, key, scale in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):
+        for name, lines, colour in (("training", train, "C0"), ("evaluation", evaluation, "C1")):
+            epochs = [line["epoch"] + 1 for line in lines]
+            axis.plot(epochs, [line[key] * scale for line in lines], colour, marker=".", label=name)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    accuracy.set(ylabel="top-1 (%)", ylim=(0, 102))
+    # The two are not one quantity: training sums smoothed terms over all heads.
+    loss.set(ylabel="loss (training: all terms; evaluation: cross-entropy)", yscale="log")
+    accuracy.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
+    """Confusion matrix as PNG: rows are labels, columns predictions, each row in percent."""
+    counts = np.asarray(matrix, dtype=float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes = len(shares)
+    side = min(max(3.5, 0.55 * classes), 14)
+    figure = Figure(figsize=(side + 1.5, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares * 100, cmap="Blues", vmin=0, vmax=100)
+    axis.set(xlabel="prediction", ylabel="label")
+    if classes <= 30:
+        axis.set_xticks(range(classes), names, rotation=45, ha="right")
+        axis.set_yticks(range(classes), names)
+        for row, column in np.argwhere(counts > 0):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column, row, f"{counts[row, column]:.0f}", ha="center", va="center", color=colour
+            )
+    figure.colorbar(image, label="share of the label's clips (%)", shrink=0.8)
+    figure.savefig(path, dpi=110)
+
+
+def contact_sheet(batch: Batch, clips: Sequence[str], path: Path) -> None:
+    """First clips of a batch as PNG: a row of frames and below it their motion maps, each."""
+    shown = min(len(clips), SHEET_CLIPS, batch.clip.shape[0])
+    frames = np.linspace(0, batch.clip.shape[2] - 1, SHEET_FRAMES).round().astype(int)
+    pixels = batch.clip[:shown].float().permute(0, 2, 3, 4, 1).cpu().numpy()
+    pixels = np.rint(pixels * 128 + 127.5).astype(np.uint8)
+    rows_per_clip = 1 if batch.motion is None else 2
+    figure = Figure(figsize=(SHEET_FRAMES * 1.3, shown * rows_per_clip * 1.4), layout="constrained")
+    axes = figure.subplots(shown * rows_per_clip, SHEET_FRAMES, squeeze=False)
+    heat = matplotlib.colormaps["inferno"]
+    for clip in range(shown):
+        row = axes[clip * rows_per_clip]
+        row[0].set_title(clips[clip], fontsize=8, loc="left")
+        for axis, frame in zip(row, frames, strict=True):
+            axis.imshow(pixels[clip, frame])
+            axis.set_xlabel(f"frame {frame}", fontsize=6, labelpad=1)
+        if batch.motion is not None:
+            maps = batch.motion[clip, 0].cpu().numpy()
+            for axis, frame in zip(axes[clip * rows_per_clip + 1], frames, strict=True):
+                axis.imshow(maps[frame], cmap=heat, vmin=0, vmax=2)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)

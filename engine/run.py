@@ -1,0 +1,166 @@
+"""A run's directory: resolved config, metrics, checkpoints, result. Only rank 0 writes it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from engine import checkpoint
+from engine.config import Config, as_dict
+from engine.metrics import Stopwatch
+
+MAY_CHANGE = {
+    "data": {"workers", "prefetch", "cache_dir"},
+    "train": {"device", "eval_batch", "save_every", "log_every", "run_dir"},
+}
+"""Keys that may differ when a run is resumed: they change no result."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; travels in its checkpoint."""
+
+    epoch: int = 0
+    """Epochs finished, their evaluation included."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+
+    best_top1: float = -1.0
+    best_epoch: int = -1
+
+
+class RunDirectory:
+    """Files of one run below `path`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.last = self.path / "last.pt"
+        self.best = self.path / "best.pt"
+        self.metrics = self.path / "metrics.jsonl"
+        self._events: SummaryWriter | None = None
+
+    def prepare(self, config: Config) -> None:
+        """Make the directory and write the resolved config, or check that a run found there is
+        the same one. Raises ValueError or OSError naming the directory."""
+        saved = self.path / "config.yaml"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if saved.exists() and self.last.exists():
+                self._check_same(yaml.safe_load(saved.read_text()), config)
+            saved.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: cannot be written ({error.strerror}); set train.run_dir to a "
+                "folder that can"
+            ) from None
+
+    def _check_same(self, before: dict[str, Any], config: Config) -> None:
+        now = as_dict(config)
+        for section, values in now.items():
+            for key in values.keys() | before.get(section, {}).keys():
+                old, new = before.get(section, {}).get(key), values.get(key)
+                if old != new and key not in MAY_CHANGE.get(section, ()):
+                    raise ValueError(
+                        f"{self.path}: holds a run with {section}.{key} = {old}, not {new}; "
+                        "choose another train.run_dir, or delete this one to start anew"
+                    )
+
+    def rewind(self, progress: Progress) -> None:
+        """Forget what was logged after the checkpoint that training resumes from."""
+        if self.metrics.exists():
+            kept = [
+                line
+                for line in self.metrics.read_text().splitlines(keepends=True)
+                if line.endswith("\n") and _is_before(json.loads(line), progress)
+            ]
+            self.metrics.write_text("".join(kept))
+        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=progress.step + 1)
+
+    def log(self, kind: str, step: int, epoch: int, **values: Any) -> None:
+        """One line of metrics.jsonl; its numbers also to TensorBoard, named `kind/key`."""
+        line = json.dumps({"kind": kind, "epoch": epoch, "step": step, **values})
+        with open(self.metrics, "a") as file:
+            file.write(line + "\n")
+        assert self._events is not None, "rewind() comes first"
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(f"{kind}/{key}", value, step)
+
+    def read_metrics(self, kind: str) -> list[dict[str, Any]]:
+        """All logged lines of one kind, oldest first."""
+        if not self.metrics.exists():
+            return []
+        lines = map(json.loads, self.metrics.read_text().splitlines())
+        return [line for line in lines if line["kind"] == kind]
+
+    def save(self, state: dict[str, Any], is_best: bool = False) -> None:
+        """`last.pt`, and before it `best.pt`: a crash between the two repeats the evaluation."""
+        if is_best:
+            checkpoint.save(self.best, state)
+        checkpoint.save(self.last, state)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """result.json: the run's summary, written when it is complete."""
+        (self.path / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    def close(self) -> None:
+        """Flush TensorBoard's events."""
+        if self._events is not None:
+            self._events.close()
+
+
+def result(
+    progress: Progress, watch: Stopwatch, scores: dict[str, Any], clips: int, device: str
+) -> dict[str, Any]:
+    """The summary of a finished run; the meaning of each key is in README."""
+    return {
+        "top1": scores["top1"],
+        "top5": scores["top5"],
+        "best_top1": progress.best_top1,
+        "best_epoch": progress.best_epoch,
+        "best_chosen_on": "evaluation list",
+        "clips": clips,
+        "seconds": watch.seconds,
+        "clips_per_s": clips / watch.seconds if watch.seconds else 0.0,
+        "data_wait": watch.wait_share,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "commit": commit(),
+        "device": device,
+    }
+
+
+def commit() -> str:
+    """The commit of the program that runs, with `+` after it where files differ from it."""
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
+    except FileNotFoundError:  # no git on this machine
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty.stdout else "")
+
+
+def device_name(device: torch.device) -> str:
+    """What the run ran on, e.g. `cuda: NVIDIA H200` or `cpu: 2 threads`."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {torch.get_num_threads()} threads"
+
+
+def _is_before(line: dict[str, Any], progress: Progress) -> bool:
+    return line["step"] <= progress.step and (
+        line["kind"] != "eval" or line["epoch"] < progress.epoch
+    )

@@ -1,0 +1,181 @@
+"""One training run: its network, optimizer and progress, and the epochs they go through."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine import checkpoint, report
+from engine.clips import class_names, open_clips
+from engine.config import Config, as_dict, model_options
+from engine.distributed import Ranks, place, unwrap
+from engine.evaluate import evaluate
+from engine.loop import Precision, TrainStep
+from engine.metrics import Average, Stopwatch
+from engine.optim import LearningRate, build_optimizer, temperature_at
+from engine.run import Progress, RunDirectory, device_name, result
+from models.registry import build_model
+from pipelines.batch import Batch
+
+
+class Training:
+    """Everything that changes while a run goes on; `fit` takes it from here to the last epoch."""
+
+    def __init__(self, config: Config, ranks: Ranks):
+        self.config = config
+        self.ranks = ranks
+        self.precision = Precision.choose(config.train.precision, ranks.device)
+        self.run = RunDirectory(config.train.run_dir)
+        ranks.from_main(lambda: self.run.prepare(config))
+        self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
+        torch.manual_seed(config.train.seed)
+        network = build_model(config.model.name, **model_options(config))
+        self.model = place(network, ranks, self.precision.weights)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.rate = LearningRate(self.optimizer, config.optim)
+        self.step = TrainStep(
+            self.model, self.optimizer, config.loss, config.optim.clip_norm, self.precision
+        )
+        self.progress = Progress()
+        self.watch = Stopwatch()
+        self.average = Average(ranks.device)
+        """Means over the epoch in progress."""
+
+        self.scores: dict[str, Any] = {}
+        """The latest evaluation (engine/metrics.py, Scores.table)."""
+
+    def fit(self) -> dict[str, Any]:
+        """Train from the last checkpoint to the last epoch; returns what result.json holds."""
+        self.ranks.agree(self._resume)
+        epochs = self.config.train.epochs
+        batches = self.clips.train_batches(self.progress.step, self.clips.steps_before(epochs))
+        for epoch in range(self.progress.epoch, epochs):
+            self._train_epoch(epoch, batches)
+            self._evaluate(epoch)
+            self._end_epoch(epoch)
+        return self._finish()
+
+    def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> None:
+        """The steps left of one epoch."""
+        train, progress = self.config.train, self.progress
+        temperature = temperature_at(epoch, *train.temperature, train.temperature_epochs)
+        total = self.clips.steps_before(train.epochs)
+        first, last = self.clips.steps_before(epoch), self.clips.steps_before(epoch + 1)
+        bar = tqdm(
+            total=last - first, initial=progress.step - first, desc=f"epoch {epoch + 1}",
+            unit="step", leave=False, disable=None if self.ranks.is_main else True,
+        )  # fmt: skip
+        self.model.train()
+        for batch in self.watch.watch(itertools.islice(batches, last - progress.step)):
+            rate = self.rate.set(epoch, train.epochs, progress.step, total)
+            # Dropout is a function of the step, so that no generator state has to be stored.
+            torch.manual_seed(_step_seed(train.seed, progress.step, self.ranks.rank))
+            self.average.add(len(batch.label), **self.step(batch, epoch, temperature))
+            progress.step += 1
+            bar.update()
+            if progress.step % train.log_every == 0 or progress.step == last:
+                self._log(epoch, rate, temperature, bar)
+            if train.save_every and progress.step % train.save_every == 0:
+                self._save()
+        bar.close()
+
+    def _log(self, epoch: int, rate: float, temperature: float, bar: tqdm) -> None:
+        """One log line and the progress bar's figures: the only wait for the device."""
+        means = self.average.read()
+        if not self.ranks.is_main:
+            return
+        speed = self._clips_per_s()
+        bar.set_postfix(
+            loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1%}",
+            clips_per_s=f"{speed:.1f}", data_wait=f"{self.watch.wait_share:.0%}",
+        )  # fmt: skip
+        self.run.log(
+            "train", self.progress.step, epoch, **means, lr=rate, temperature=temperature,
+            clips_per_s=speed, data_wait=self.watch.wait_share,
+        )  # fmt: skip
+
+    def _evaluate(self, epoch: int) -> None:
+        self.scores = evaluate(
+            unwrap(self.model), self.clips, self.config, self.ranks, self.precision, epoch
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Book what the epoch reached: schedule, best, log, checkpoint, pictures."""
+        progress, top1 = self.progress, self.scores["top1"]
+        self.rate.end_epoch(epoch, top1)
+        is_best = top1 > progress.best_top1
+        if is_best:
+            progress.best_top1, progress.best_epoch = top1, epoch
+        means = self.average.read()
+        progress.epoch = epoch + 1
+        self.average = Average(self.ranks.device)
+        if not self.ranks.is_main:
+            return
+        self.run.log("epoch", progress.step, epoch, **means)
+        self.run.log("eval", progress.step, epoch, **self.scores)
+        self._save(is_best)
+        self._draw()
+        print(
+            f"epoch {epoch + 1}/{self.config.train.epochs}: loss {means.get('loss', 0):.3f}, "
+            f"training top-1 {means.get('top1', 0):.1%}, evaluation top-1 {top1:.1%} "
+            f"(best {progress.best_top1:.1%}), {self.watch.seconds:.0f} s",
+            flush=True,
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the result; a finished run that is started again only prints it."""
+        if not self.scores:
+            self._evaluate(self.config.train.epochs - 1)
+        clips = self.progress.step * self.config.train.global_batch
+        device = device_name(self.ranks.device)
+        summary = result(self.progress, self.watch, self.scores, clips, device)
+        if self.ranks.is_main:
+            self.run.write_result(summary)
+            self.run.close()
+        return summary
+
+    def _save(self, is_best: bool = False) -> None:
+        if self.ranks.is_main:
+            self.run.save(self._state(), is_best)
+
+    def _state(self) -> dict[str, Any]:
+        """Tensors and plain values: all that `_resume` needs for a bit-equal continuation."""
+        return {
+            "config": as_dict(self.config),
+            "progress": dataclasses.asdict(self.progress),
+            "model": unwrap(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+            "average": self.average.state_dict(),
+            "watch": self.watch.state_dict(),
+        }
+
+    def _resume(self) -> None:
+        """Continue from `last.pt` where there is one."""
+        if self.run.last.exists():
+            state = checkpoint.load(self.run.last)
+            checkpoint.load_model(unwrap(self.model), state, self.run.last)
+            self.progress = Progress(**state["progress"])
+            for part, name in (
+                (self.optimizer, "optimizer"), (self.rate, "rate"), (self.step.scaler, "scaler"),
+                (self.average, "average"), (self.watch, "watch"),
+            ):  # fmt: skip
+                part.load_state_dict(state[name])
+        if self.ranks.is_main:
+            self.run.rewind(self.progress)
+
+    def _draw(self) -> None:
+        folder, names = self.run.path, class_names(self.config.data)
+        train, evaluation = self.run.read_metrics("epoch"), self.run.read_metrics("eval")
+        report.curves(train, evaluation, folder / "curves.png")
+        report.confusion(self.scores["confusion"], names, folder / "confusion.png")
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """One 63-bit seed per (run, step, rank)."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,74 @@
+"""engine/batch_norm.py: several ranks normalise as one process with the whole batch would."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from engine.batch_norm import GlobalBatchNorm
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3, momentum=0.01), nn.ReLU(),
+        nn.Flatten(2), nn.BatchNorm1d(4),
+    ).double()  # fmt: skip
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6, 3, 5, 5, generator=generator, dtype=torch.float64) + 3
+    return x, torch.randn(6, 4, 9, generator=generator, dtype=torch.float64)
+
+
+def gradients_and_statistics(model: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """Input gradient, then parameter gradients, then running statistics, after two steps."""
+    for _ in range(2):
+        x.grad = None
+        model.zero_grad()
+        (model(x.requires_grad_()) * weight).sum().backward()
+    return [x.grad, *(p.grad for p in model.parameters()), *(b.double() for b in model.buffers())]
+
+
+def one_rank(rank: int, world_size: int, port: int, out: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    model = GlobalBatchNorm.convert(network())
+    share = slice(rank * 6 // world_size, (rank + 1) * 6 // world_size)
+    x, weight = inputs()
+    tensors = gradients_and_statistics(model, x[share], weight[share])
+    parameters = len(list(model.parameters()))
+    for gradient in tensors[1 : parameters + 1]:
+        dist.all_reduce(gradient)
+    torch.save(tensors, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_equal_one_process(world_size, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(one_rank, (world_size, port, str(tmp_path)), nprocs=world_size)
+    expected = gradients_and_statistics(network(), *inputs())
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
+    torch.testing.assert_close(
+        torch.cat([tensors[0] for tensors in ranks]), expected[0], rtol=1e-12, atol=1e-12
+    )
+    for tensors in ranks:
+        torch.testing.assert_close(tensors[1:], expected[1:], rtol=1e-12, atol=1e-12)
+
+
+def test_alone_and_in_evaluation_it_is_the_norm_it_replaces():
+    plain, converted = network(), GlobalBatchNorm.convert(network())
+    assert plain.state_dict().keys() == converted.state_dict().keys()
+    x, weight = inputs()
+    expected = gradients_and_statistics(plain, x, weight)
+    torch.testing.assert_close(gradients_and_statistics(converted, x, weight), expected)
+    torch.testing.assert_close(converted.eval()(x), plain.eval()(x))
+    assert converted[1].eps == 1e-3 and converted[1].momentum == 0.01

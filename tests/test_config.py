@@ -1,0 +1,141 @@
+"""engine/config.py: a config is either right, or stopped with one line that says what to write."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.config import as_dict, load, model_options
+
+MINIMAL = """
+data: {root: /nowhere, train_list: train.txt, eval_list: eval.txt, num_classes: 8}
+train: {run_dir: runs/x}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_defaults_are_the_published_recipe(config_file):
+    config = load(config_file)
+    assert (config.data.num_frames, config.data.branch_frames) == (64, (16, 32, 48))
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (0.01, 0.9, 3e-4)
+    assert (config.loss.label_smoothing, config.loss.branch_weight) == (0.1, 0.5)
+    assert config.train.temperature == (0.04, 0.07)
+
+
+def test_numbers_are_read_by_type_so_1e_3_is_a_number(config_file):
+    config = load(config_file, ["optim.lr=1e-3", "optim.clip_norm=5", "train.epochs=7"])
+    assert config.optim.lr == 0.001
+    assert config.optim.clip_norm == 5.0 and isinstance(config.optim.clip_norm, float)
+    assert config.train.epochs == 7
+
+
+def test_overrides_reach_nested_keys_and_lists(config_file):
+    overrides = ["data.rgb.pattern=v/{name}/{frame:05d}.png", "data.rgb.first=1", "data.size=64",
+                 "data.branch_frames=[4, 8]", "model.num_blocks=2"]  # fmt: skip
+    config = load(config_file, overrides)
+    assert config.data.rgb.pattern == "v/{name}/{frame:05d}.png" and config.data.rgb.first == 1
+    assert model_options(config) == {
+        "num_classes": 8, "num_frames": 64, "branch_frames": (4, 8), "num_blocks": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.num_frame=3", "data: unknown key 'num_frame'; did you mean 'num_frames'?"),
+        ("dta.root=3", "unknown key 'dta'; did you mean 'data'?"),
+        ("optim.lr=fast", "optim: lr: expected a number, found 'fast'"),
+        ("train.epochs=2.5", "train: epochs: expected a whole number, found 2.5"),
+        ("train.epochs=true", "train: epochs: expected a whole number, found True"),
+        ("data.resize=[320]", "data: resize: expected 2 values, found 1: [320]"),
+        ("data.resize=320", "data: resize: expected a list, found 320"),
+        ("data.branch_frames=[16, 80]",
+         "data: branch_frames holds 80, more than num_frames = 64"),
+        ("data.crop=300", "data: crop is 300, larger than resize = [256, 256]; "
+         "it can be at most 256"),
+        ("data.size=100", "data: size is 100, no multiple of 32, which the motion attention "
+         "needs; take 96 or 128"),
+        ("data.modality=dept", "data: modality is 'dept'; did you mean 'depth'? "
+         "(one of rgb, depth)"),
+        ("data.layout=nut", "data: layout is 'nut'; did you mean 'ntu'? "
+         "(one of generic, ntu, nvgesture, isogd, thu_read, jester)"),
+        ("data.flip=1.5", "data: flip is 1.5; a probability is between 0 and 1"),
+        ("data.angle=[5, -5]", "data: angle is [5, -5]; the first must be below the second"),
+        ("data.eval_crop=[40, 0]", "data: eval_crop is [40, 0], outside the resized frame: with "
+         "resize = [256, 256] and crop = 224 at most [32, 32]"),
+        ("data.motion_window=0", "data: motion_window is 0, but this network's motion attention "
+         "needs the maps; set it to 10, or model.motion_attention to false"),
+        ("data.motion_window=99", "data: motion_window is 99; it must be 0 (no motion maps) or "
+         "between 2 and num_frames = 64"),
+        ("model.name=decupled", "model: name is 'decupled'; did you mean 'decoupled'? "
+         "(one of decoupled)"),
+        ("model.num_block=3", "model: unknown key 'num_block'; did you mean 'num_blocks'?"),
+        ("model.num_frames=3", "model: 'num_frames' belongs in the data section: "
+         "data.num_frames"),
+        ("model.knn_ratio=most", "model: knn_ratio: expected a number, found 'most'"),
+        ("model.knn_ratio=7", "model: knn_ratio must be within 0 to 1, not 7.0"),
+        ("train.precision=half", "train: precision is 'half' (one of auto, bf16, fp16, fp32, "
+         "fp64)"),
+        ("train.global_batch=0", "train: global_batch is 0; it must be at least 1"),
+        ("optim.schedule=cosin", "optim: schedule is 'cosin'; it must be one of cosine, plateau, "
+         "constant"),
+        ("loss.label_smoothing=1.0", "loss: label_smoothing is 1.0; it must be in [0, 1)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_that_names_file_and_key(config_file, override, message):
+    with pytest.raises(ValueError) as error:
+        load(config_file, [override])
+    assert str(error.value) == f"{config_file}: {message}"
+
+
+def test_all_impossible_values_are_reported_at_once(config_file):
+    with pytest.raises(ValueError) as error:
+        load(config_file, ["data.flip=2", "optim.lr=-1.0", "train.epochs=0"])
+    lines = str(error.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["data", "optim", "optim", "train"]
+
+
+def test_a_missing_key_is_named(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("train: {run_dir: runs/x}\ndata: {root: /nowhere}\n")
+    with pytest.raises(ValueError, match=r"x.yaml: data: missing key 'train_list'"):
+        load(path)
+
+
+@pytest.mark.parametrize("override", ["epochs=3", "train.epochs", "train..epochs=3"])
+def test_an_override_without_section_or_value_is_refused(config_file, override):
+    with pytest.raises(ValueError, match=r"command line: .* is not of the form section.key=value"):
+        load(config_file, [override])
+
+
+def test_a_missing_file_suggests_its_neighbour(config_file):
+    wrong = config_file.with_name("y.yaml")
+    with pytest.raises(ValueError) as error:
+        load(wrong)
+    assert str(error.value) == f"{wrong}: no such config file; did you mean '{config_file}'?"
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("data: [1, 2\ntrain: }")
+    with pytest.raises(ValueError, match="not valid YAML") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_config_loads_to_the_same_config(config_file, tmp_path):
+    config = load(config_file, ["model.dropout=0.0", "data.crop_offset=[3, 9]"])
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(yaml.safe_dump(as_dict(config)))
+    assert load(saved) == config
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=str)
+def test_every_config_in_the_repository_is_valid(path):
+    load(path)

@@ -1,0 +1,86 @@
+"""engine/losses.py against the formulas of CVPR'22, section on unimodal training."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.losses import LossConfig, recoupling_loss, training_loss
+from models.output import ModelOutput
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def smoothed_cross_entropy(logits: np.ndarray, label: np.ndarray, smoothing: float) -> float:
+    classes = logits.shape[1]
+    target = np.full(logits.shape, smoothing / classes)
+    target[np.arange(len(label)), label] += 1 - smoothing
+    return float(-(target * np.log(softmax(logits))).sum(1).mean())
+
+
+@pytest.fixture
+def output() -> tuple[ModelOutput, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    logits = [torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(4)]
+    student, teacher = (
+        torch.randn(4, 9, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    return ModelOutput(logits[0], tuple(logits[1:]), student, teacher), torch.tensor([0, 5, 2, 2])
+
+
+def kl(output: ModelOutput, temperature: float) -> float:
+    p = softmax(output.recoupling_teacher.numpy() / temperature)
+    q = softmax(output.recoupling_student.numpy() / temperature)
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
+def test_the_loss_is_the_published_sum(output):
+    record, label = output
+    config = LossConfig(recoupling_scale=6.0, recoupling_temperature=0.4)
+    total, parts = training_loss(record, label, config, epoch=2)
+    merged = smoothed_cross_entropy(record.logits.numpy(), label.numpy(), 0.1)
+    branches = sum(
+        smoothed_cross_entropy(x.numpy(), label.numpy(), 0.1) for x in record.branch_logits
+    )
+    expected = merged + 0.5 * branches + 6.0 * kl(record, 0.4)
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+    assert parts["merged"].item() == pytest.approx(merged, rel=1e-12)
+    assert parts["branches"].item() == pytest.approx(branches, rel=1e-12)
+    assert parts["recoupling"].item() == pytest.approx(kl(record, 0.4), rel=1e-12)
+
+
+@pytest.mark.parametrize(("epoch", "counts"), [(0, False), (1, False), (2, True)])
+def test_the_recoupling_loss_waits_two_epochs_but_keeps_its_parameters_in_the_graph(
+    output, epoch, counts
+):
+    record, label = output
+    record.recoupling_student.requires_grad_()
+    total, _ = training_loss(record, label, LossConfig(), epoch)
+    (gradient,) = torch.autograd.grad(total, record.recoupling_student)
+    assert bool(gradient.abs().sum() > 0) is counts
+
+
+def test_the_recoupling_loss_is_a_mean_over_clips_so_batch_splits_do_not_change_it(output):
+    record, _ = output
+    student, teacher = record.recoupling_student, record.recoupling_teacher
+    halves = [recoupling_loss(student[i : i + 2], teacher[i : i + 2], 0.5) for i in (0, 2)]
+    whole = recoupling_loss(student, teacher, 0.5)
+    assert (sum(halves) / 2).item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_a_network_without_branches_or_recoupling_has_cross_entropy_only(output):
+    record, label = output
+    total, parts = training_loss(ModelOutput(record.logits), label, LossConfig(), epoch=9)
+    assert total.item() == pytest.approx(
+        smoothed_cross_entropy(record.logits.numpy(), label.numpy(), 0.1), rel=1e-12
+    )
+    assert list(parts) == ["merged"]
+
+
+def test_sixteen_bit_outputs_are_compared_in_float32(output):
+    record, label = output
+    low = ModelOutput(*(x.bfloat16() for x in (record.logits,)))
+    total, _ = training_loss(low, label, LossConfig(), epoch=0)
+    assert total.dtype == torch.float32

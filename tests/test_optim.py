@@ -1,0 +1,88 @@
+"""engine/optim.py: the published learning-rate and temperature curves, to the digit."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import (
+    LearningRate,
+    OptimConfig,
+    build_optimizer,
+    scheduled_lr,
+    temperature_at,
+)
+
+
+def test_warm_up_is_linspace_and_reaches_the_full_rate():
+    config = OptimConfig(lr=0.01)
+    curve = [scheduled_lr(config, epoch, 100) for epoch in range(3)]
+    assert curve == pytest.approx([1e-8, (1e-8 + 0.01) / 2, 0.01], rel=1e-12)
+
+
+def test_cosine_after_the_warm_up_is_the_published_formula():
+    config = OptimConfig(lr=0.01, min_lr=1e-5)
+    for epoch in range(3, 100):
+        expected = 1e-5 + (0.01 - 1e-5) * (1 + math.cos(math.pi * (epoch - 3) / 97)) / 2
+        assert scheduled_lr(config, epoch, 100) == pytest.approx(expected, rel=1e-12)
+    assert scheduled_lr(config, 3, 100) == 0.01
+
+
+def test_temperature_is_linear_over_thirty_epochs_then_constant():
+    assert temperature_at(0, 0.04, 0.07, 30) == 0.04
+    assert temperature_at(10, 0.04, 0.07, 30) == pytest.approx(0.04 + 0.03 * 10 / 29, rel=1e-12)
+    assert temperature_at(29, 0.04, 0.07, 30) == pytest.approx(0.07, rel=1e-12)
+    assert temperature_at(99, 0.04, 0.07, 30) == pytest.approx(0.07, rel=1e-12)
+    assert temperature_at(5, 1.0, 1.0, 1) == 1.0
+
+
+def test_schedule_by_step_counts_steps():
+    config = OptimConfig(lr=1.0, min_lr=0.0, warmup=5, schedule_by="step")
+    rate = LearningRate(build_optimizer(nn.Linear(2, 2), config), config)
+    assert rate.set(epoch=0, epochs=2, step=4, steps=25) == 1.0
+    assert rate.set(epoch=1, epochs=2, step=15, steps=25) == pytest.approx(0.5)
+
+
+def plateau_curve(top1: list[float], state_after: int | None = None) -> list[float]:
+    """Rates of the epochs; saved and restored into fresh objects after `state_after` of them."""
+    config = OptimConfig(lr=0.1, schedule="plateau", patience=1, cooldown=0, warmup=2)
+    optimizer = build_optimizer(nn.Linear(2, 2), config)
+    rate, curve = LearningRate(optimizer, config), []
+    for epoch, value in enumerate(top1):
+        curve.append(rate.set(epoch, len(top1), step=epoch, steps=len(top1)))
+        rate.end_epoch(epoch, value)
+        if epoch == state_after:
+            states = rate.state_dict(), optimizer.state_dict()
+            optimizer = build_optimizer(nn.Linear(2, 2), config)
+            rate = LearningRate(optimizer, config)
+            rate.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+    return curve
+
+
+def test_plateau_divides_the_rate_by_ten_after_patience_and_survives_a_restart():
+    top1 = [0.9, 0.9, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3]
+    expected = [1e-8, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert plateau_curve(top1) == pytest.approx(expected)
+    for epoch in range(len(top1)):
+        assert plateau_curve(top1, state_after=epoch) == pytest.approx(expected), epoch
+
+
+def test_sgd_decays_every_parameter_and_keeps_momentum():
+    layer = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    optimizer = build_optimizer(layer, OptimConfig(lr=0.5, momentum=0.9, weight_decay=0.1))
+    for _ in range(2):
+        layer.weight.grad = torch.full((1, 3), 2.0)
+        optimizer.step()
+    # v1 = 2 + .1 * 1 = 2.1, w1 = 1 - 1.05; v2 = .9 * 2.1 + 2 + .1 * w1, w2 = w1 - .5 * v2
+    first = 1 - 0.5 * 2.1
+    second = first - 0.5 * (0.9 * 2.1 + 2 + 0.1 * first)
+    assert layer.weight.tolist() == [pytest.approx([second] * 3, rel=1e-6)]
+
+
+def test_adamw_is_there_for_small_networks():
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(name="adamw", lr=0.003))
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["lr"] == 0.003

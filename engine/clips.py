@@ -14,7 +14,8 @@ from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import depth_boxes
 from pipelines.index import scan
-from pipelines.loader import Loader, eval_plan, train_plan
+from pipelines.loader import Loader
+from pipelines.plan import eval_plan, train_plan
 from pipelines.sampling import steps_before_epoch
 from pipelines.source import ClipSource
 

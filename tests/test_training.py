@@ -1,0 +1,155 @@
+"""engine/training.py, end to end on real files: results, resuming, ranks."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint
+
+
+def result_of(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def lines_of(run: Path, kind: str) -> list[dict]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def final_state(run: Path) -> dict:
+    return checkpoint.load(run / "last.pt")
+
+
+def assert_bit_equal(a: dict, b: dict) -> None:
+    assert a["progress"] == b["progress"]
+    assert a["model"].keys() == b["model"].keys()
+    for key, tensor in a["model"].items():
+        assert torch.equal(tensor, b["model"][key]), key
+    momenta = [state["optimizer"]["state"] for state in (a, b)]
+    for index, entry in momenta[0].items():
+        assert torch.equal(entry["momentum_buffer"], momenta[1][index]["momentum_buffer"])
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_a_user_looks_for(train, tmp_path):
+    done = train()
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    for name in ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "curves.png",
+                 "confusion.png", "result.json"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events*"))
+    assert not list(run.glob("*.partial"))
+    result = result_of(run)
+    # 23 clips, 6 per step: steps 0..3 begin in epoch 0, 4..7 in epoch 1.
+    assert (result["steps"], result["clips"], result["epochs"]) == (8, 48, 2)
+    assert 0 <= result["top1"] <= result["top5"] <= 1 and 0 <= result["data_wait"] <= 1
+    assert result["best_top1"] == max(line["top1"] for line in lines_of(run, "eval"))
+    assert result["clips_per_s"] == pytest.approx(result["clips"] / result["seconds"])
+    assert {"command", "commit", "device", "best_epoch"} <= result.keys()
+    assert [line["clips"] for line in lines_of(run, "eval")] == [7, 7]
+    assert [line["step"] for line in lines_of(run, "train")] == list(range(1, 9))
+    assert list(lines_of(run, "eval")[0]["heads"]) == [
+        "merged", "sum", "2 frames", "4 frames", "6 frames",
+    ]  # fmt: skip
+    assert "merged" in done.stdout and str(run) in done.stdout
+
+    again = train()
+    assert again.returncode == 0 and result_of(run)["steps"] == 8
+    assert len(lines_of(run, "train")) == 8, "a finished run that is started again trains nothing"
+
+    other = train("optim.lr=0.5")
+    assert other.returncode == 1
+    assert (
+        f"error: {run}: holds a run with optim.lr = 0.02, not 0.5; choose another" in other.stderr
+    )
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_end_bit_equal_to_the_uninterrupted_run(start, train, tmp_path):
+    whole = train("train.epochs=6", "train.save_every=2", "train.run_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    draw = random.Random(11)
+    run, total = tmp_path / "killed", len(lines_of(tmp_path / "whole", "train"))
+    targets = sorted(draw.sample(range(1, total), 10))
+    for target in targets:
+        process = start("train.epochs=6", "train.save_every=2", "train.run_dir=killed")
+        while process.poll() is None:
+            metrics = run / "metrics.jsonl"
+            text = metrics.read_text() if metrics.exists() else ""
+            steps = [json.loads(line)["step"] for line in text.splitlines(True) if line[-1] == "\n"]
+            if steps and steps[-1] >= target:
+                time.sleep(draw.random() * 0.1)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    done = train("train.epochs=6", "train.save_every=2", "train.run_dir=killed")
+    assert done.returncode == 0, done.stderr
+    assert_bit_equal(final_state(run), final_state(tmp_path / "whole"))
+    for kind in ("train", "eval", "epoch"):
+        seen, expected = lines_of(run, kind), lines_of(tmp_path / "whole", kind)
+        for line in (*seen, *expected):
+            line.pop("clips_per_s", None), line.pop("data_wait", None)
+        assert seen == expected, kind
+
+
+LOSS_CURVE = ("model.dropout=0.0", "train.epochs=5", "train.log_every=1", "train.eval_batch=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "steps", "tolerance"), [("fp64", 20, 1e-9), ("fp32", 5, 1e-5)]
+)
+def test_two_ranks_give_the_loss_curve_of_one(train, tmp_path, precision, steps, tolerance):
+    curves, evaluations = [], []
+    for ranks in (1, 2):
+        run = f"ranks{ranks}"
+        options = (*LOSS_CURVE, f"train.precision={precision}", f"train.run_dir={run}")
+        done = train(*options, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        lines = lines_of(tmp_path / run, "train")
+        curves.append([[line[k] for k in ("loss", "recoupling")] for line in lines[:steps]])
+        evaluations.append(lines_of(tmp_path / run, "eval"))
+    assert len(curves[0]) == steps
+    assert curves[1] == [pytest.approx(values, rel=tolerance) for values in curves[0]]
+    if precision == "fp64":
+        for one, two in zip(*evaluations, strict=True):
+            assert one["confusion"] == two["confusion"] and one["heads"] == two["heads"]
+
+
+@pytest.mark.slow
+def test_evaluation_counts_are_identical_for_one_two_and_three_processes(train, tmp_path):
+    assert train("train.epochs=1").returncode == 0
+    tables = []
+    for ranks in (1, 2, 3):
+        out = tmp_path / f"out{ranks}"
+        done = train(
+            "--checkpoint", str(tmp_path / "run" / "best.pt"), "--out", str(out),
+            ranks=ranks, script="engine/evaluate.py",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        tables.append(json.loads((out / "evaluation.json").read_text()))
+    for table in tables:
+        assert table["clips"] == 7
+        assert table["confusion"] == tables[0]["confusion"] and table["heads"] == tables[0]["heads"]
+        assert table["loss"] == pytest.approx(tables[0]["loss"], rel=1e-5)
+    assert tables[0]["top1"] == lines_of(tmp_path / "run", "eval")[0]["top1"]
+
+
+def test_a_dry_run_shows_the_plan_and_trains_nothing(train, tmp_path):
+    done = train("--dry-run")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "num_frames: 8", "training: 23 clips of", "evaluation: 7 clips of", "8 steps of 6 clips",
+        "memory per rank, estimated:", "contact_sheet.png",
+    ):  # fmt: skip
+        assert text in done.stdout, text
+    assert (tmp_path / "run" / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "run" / "last.pt").exists()

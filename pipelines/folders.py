@@ -1,0 +1,72 @@
+"""How many frames a clip's folder holds, by file names and remembered. Opens no image."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from pipelines.cache import JsonLines
+
+THREADS = 16
+"""Listing folders waits for the disk, not for the processor."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The files of one clip: a path that lacks only its `{frame...}`, and the first number."""
+
+    pattern: str
+    """For str.format: braces of folder names are doubled."""
+
+    first: int
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.pattern).format()
+
+    def path(self, number: int) -> str:
+        """File of the 0-based frame `number`."""
+        return self.pattern.format(frame=self.first + number)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Frames present from the first one on without a hole, or why there are none."""
+
+    num_frames: int
+    changed_ns: int = 0
+    """When the folder last changed: the count holds until it changes again."""
+
+    error: str | None = None
+
+
+def count_frames(wanted: Sequence[Frames], root: str, cache: JsonLines) -> dict[Frames, Count]:
+    """Counts each clip's frames; only folders changed since the cache was written are listed."""
+    counts: dict[Frames, Count] = {}
+    keys = [f"{os.path.relpath(frames.pattern, root)} from {frames.first}" for frames in wanted]
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = pool.map(_count, wanted, map(cache.get, keys))
+        bar = tqdm(jobs, "counting frames", len(keys), unit="clip", delay=1, disable=None)
+        for frames, key, count in zip(wanted, keys, bar, strict=True):
+            counts[frames] = count
+            entry = [count.changed_ns, count.num_frames]
+            if count.error is None and cache.get(key) != entry:
+                cache.put(key, entry)
+    return counts
+
+
+def _count(frames: Frames, known: list[int] | None) -> Count:
+    try:
+        # Before the listing: a file that arrives in between changes the time seen next time.
+        changed_ns = os.stat(frames.folder).st_mtime_ns
+        if known and known[0] == changed_ns:
+            return Count(known[1], changed_ns)
+        present = set(os.listdir(frames.folder))
+    except OSError as error:
+        return Count(0, error=error.strerror)
+    num_frames = 0
+    while os.path.basename(frames.path(num_frames)) in present:
+        num_frames += 1
+    return Count(num_frames, changed_ns)

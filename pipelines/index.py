@@ -1,0 +1,162 @@
+"""Split list -> clips checked against their folders. Names and numbers only; no image is opened."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.cache import open_cache
+from pipelines.config import DataConfig, FrameFiles
+from pipelines.folders import Count, Frames, count_frames
+from pipelines.layouts import clip_frames, modality_files
+
+MOST_SHOWN = 20
+"""How many problems one error lists; the rest is a number."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One line of a split list."""
+
+    name: str
+    """As in the list, without a `/` at its end."""
+
+    num_frames: int
+    """Usable frames: at most as many as listed."""
+
+    label: int
+    line: int
+    """Line of the list, from 1."""
+
+
+@dataclass(frozen=True)
+class ClipIndex:
+    """The usable clips of one list, all of one modality, and where their frames are."""
+
+    clips: tuple[Clip, ...]
+    root: str
+    files: FrameFiles
+    list_path: str
+    left_out: int
+    """Clips of the list with fewer than `data.min_frames` frames."""
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def frames(self, index: int) -> Frames:
+        """The frame files of the clip at `index`."""
+        return clip_frames(self.root, self.files, self.clips[index].name)
+
+    def path(self, index: int, frame: int) -> str:
+        """File of the 0-based usable frame of the clip at `index`."""
+        return self.frames(index).path(frame)
+
+
+Problems = list[tuple[int, str]]
+"""Line of the list and what is wrong there."""
+
+
+def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> ClipIndex:
+    """The clips of the "train" or "eval" list, checked against the folders.
+
+    Raises one ValueError with every problem found, each `list:line: what is wrong and what to do`.
+    `log` takes what is worth knowing but stops nothing.
+    """
+    files = modality_files(config)
+    root = os.path.expanduser(config.root)
+    if not os.path.isdir(root):
+        raise ValueError(f"{root}: no such folder; set data.root to where the data set is")
+    key = f"{which}_list"
+    path = os.path.join(root, os.path.expanduser(getattr(config, key)))
+    listed, problems = _read_list(path, key, config.num_classes)
+    long_enough = [clip for clip in listed if clip.num_frames >= config.min_frames]
+    clips, folder_problems = _check_folders(long_enough, config, root, files, log)
+    _raise_all(path, problems + folder_problems)
+    clips = [clip for clip in clips if clip.num_frames >= config.min_frames]
+    if not clips:
+        raise ValueError(
+            f"{path}: none of its {len(listed)} clips has data.min_frames={config.min_frames} "
+            "frames; lower it or correct the list"
+        )
+    return ClipIndex(tuple(clips), root, files[config.modality], path, len(listed) - len(clips))
+
+
+def _raise_all(path: str, problems: Problems) -> None:
+    if not problems:
+        return
+    lines = [f"{path}:{line}: {problem}" for line, problem in sorted(problems)[:MOST_SHOWN]]
+    if len(problems) > MOST_SHOWN:
+        lines.append(f"{path}: and {len(problems) - MOST_SHOWN} more problems")
+    raise ValueError("\n".join(lines))
+
+
+def _read_list(path: str, key: str, num_classes: int) -> tuple[list[Clip], Problems]:
+    """The list's well-formed clips and the problems of the other lines."""
+    clips: list[Clip] = []
+    problems: Problems = []
+    try:
+        # Names are bytes to the file system: what is not UTF-8 still leads to its folder.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    _parse(line.strip(), number, num_classes, clips, problems)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; set data.{key} to the split list") from None
+    if not clips and not problems:
+        raise ValueError(f"{path}: is empty; it needs lines of NAME num_frames label")
+    return clips, problems
+
+
+def _parse(line: str, number: int, num_classes: int, clips: list[Clip], problems: Problems) -> None:
+    """Adds the line to the clips or to the problems."""
+    try:
+        name, num_frames, label = line.rsplit(maxsplit=2)
+        clip = Clip(name.rstrip("/"), int(num_frames), int(label), number)
+        well_formed = clip.num_frames >= 0
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        problems.append((number, f"'{line}' is not NAME num_frames label; correct the line"))
+        return
+    if 0 <= clip.label < num_classes:
+        clips.append(clip)
+        return
+    hint = "correct the label or data.num_classes"
+    if clip.label == num_classes:
+        hint += "; do the labels of this list start at 1? They must start at 0"
+    problems.append((number, f"label {clip.label} is outside 0..{num_classes - 1}; {hint}"))
+
+
+def _check_folders(
+    clips: Sequence[Clip],
+    config: DataConfig,
+    root: str,
+    files: dict[str, FrameFiles],
+    log: Callable[[str], None],
+) -> tuple[list[Clip], Problems]:
+    """The clips with their usable frames, and the problems of those that have too few."""
+    # The other modality only matters where a clip may be cut to the frames that both have.
+    modalities = sorted(files) if config.frame_slack else [config.modality]
+    frames = {(c, m): clip_frames(root, files[m], c.name) for c in clips for m in modalities}
+    counts = count_frames(list(frames.values()), root, open_cache(config, "frames", log))
+    usable: list[Clip] = []
+    problems: Problems = []
+    for clip in clips:
+        shortest = clip.num_frames
+        for modality in modalities:
+            count = counts[frames[clip, modality]]
+            if count.error and modality != config.modality:
+                continue  # not on this disk: the run's own modality is all it needs
+            if count.error or count.num_frames < clip.num_frames - config.frame_slack:
+                problems.append((clip.line, _complaint(clip, frames[clip, modality], count)))
+            shortest = min(shortest, count.num_frames)
+        usable.append(replace(clip, num_frames=shortest))
+    return usable, problems
+
+
+def _complaint(clip: Clip, frames: Frames, count: Count) -> str:
+    if count.error:
+        return f"{frames.folder}: {count.error}; correct '{clip.name}', data.root or data.layout"
+    return (
+        f"{clip.num_frames} frames listed, {count.num_frames} found: no "
+        f"{frames.path(count.num_frames)}; restore it, correct the list or raise data.frame_slack"
+    )

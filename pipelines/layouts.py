@@ -1,0 +1,92 @@
+"""Where the frames of each known data set are: a table, and names turned into paths. No disk."""
+
+import os
+import re
+
+from pipelines.config import DataConfig, FrameFiles
+from pipelines.folders import Frames
+
+# Folders and first numbers as the published CVPR'22 loader reads them. A list may name the clips
+# of either modality: the rename rules of IsoGD and THU-READ lead from both names to the right one.
+LAYOUT_FILES: dict[str, dict[str, FrameFiles]] = {
+    "generic": {
+        "rgb": FrameFiles("rgb/{name}/{frame:06d}.jpg"),
+        "depth": FrameFiles("depth/{name}/{frame:06d}.jpg"),
+    },
+    "ntu": {
+        "rgb": FrameFiles("Images/{name}/{frame:06d}.jpg", first=1),
+        "depth": FrameFiles(
+            "nturgb+d_depth_masked/{name}/MDepth-{frame:08d}.png",
+            first=1,
+            rename=((r"_rgb$", ""),),
+        ),
+    },
+    "nvgesture": {
+        "rgb": FrameFiles("rgb/{name}/{frame:06d}.jpg"),
+        "depth": FrameFiles("depth/{name}/{frame:06d}.jpg"),
+    },
+    "isogd": {
+        "rgb": FrameFiles("rgb/{name}/{frame:06d}.jpg", rename=((r"\bK_(\d+)$", r"M_\1"),)),
+        "depth": FrameFiles("depth/{name}/{frame:06d}.jpg", rename=((r"\bM_(\d+)$", r"K_\1"),)),
+    },
+    "thu_read": {
+        "rgb": FrameFiles(
+            "{name}/{frame:06d}.jpg",
+            rename=((r"(^|/)Depth(?=/)", r"\1RGB"), (r"(^|/)D_([^/]*)$", r"\1RGB_\2")),
+        ),
+        "depth": FrameFiles(
+            "{name}/{frame:06d}.jpg",
+            rename=((r"(^|/)RGB(?=/)", r"\1Depth"), (r"(^|/)RGB_([^/]*)$", r"\1D_\2")),
+        ),
+    },
+    "jester": {
+        "rgb": FrameFiles("{name}/{frame:05d}.jpg", first=1),
+    },
+}
+
+
+def modality_files(config: DataConfig) -> dict[str, FrameFiles]:
+    """The frames of each modality that the layout or the config offers.
+
+    Raises ValueError if `config.modality` is not among them or a pattern or rule is unusable.
+    """
+    offered = dict(LAYOUT_FILES[config.layout])
+    for modality, override in (("rgb", config.rgb), ("depth", config.depth)):
+        if override is not None:
+            _check(override, modality)
+            offered[modality] = override
+    if config.modality not in offered:
+        raise ValueError(
+            f"data.modality: layout '{config.layout}' has no {config.modality} frames; choose "
+            f"{' or '.join(offered)}, or say where they are in data.{config.modality}.pattern"
+        )
+    return offered
+
+
+def clip_frames(root: str, files: FrameFiles, name: str) -> Frames:
+    """The frame files of the clip that the list calls `name`."""
+    for expression, replacement in files.rename:
+        name = re.sub(expression, replacement, name)
+    # Braces in the names of folders and clips must survive the later format call.
+    root, name = (text.replace("{", "{{").replace("}", "}}") for text in (root, name))
+    return Frames(os.path.join(root, files.pattern.replace("{name}", name)), files.first)
+
+
+def _check(files: FrameFiles, modality: str) -> None:
+    key = f"data.{modality}"
+    folder, file_name = os.path.split(files.pattern)
+    try:
+        numbers = {file_name.format(name="clip", frame=frame) for frame in (1, 2)}
+        folder.format(name="clip")
+    except (KeyError, IndexError, ValueError):
+        numbers = set()
+    if len(numbers) != 2 or "{name}" not in files.pattern:
+        raise ValueError(
+            f"{key}.pattern: '{files.pattern}' needs {{name}} and, in its file name, "
+            "{frame}, such as 'rgb/{name}/{frame:06d}.jpg'"
+        )
+    for expression, replacement in files.rename:
+        try:
+            re.sub(expression, replacement, "")
+        except re.error as error:
+            raise ValueError(f"{key}.rename: '{expression}' -> '{replacement}': {error}") from None

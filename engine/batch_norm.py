@@ -47,10 +47,15 @@ class GlobalBatchNorm(_BatchNorm):
         return module
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
+        mean_before, variance_before, count = (
+            self.running_mean, self.running_var, self.num_batches_tracked
+        )  # fmt: skip
+        assert mean_before is not None and variance_before is not None and count is not None
+        assert self.momentum is not None, "cumulative averages are not used here"
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
+            count += 1
+            mean_before.lerp_(mean, self.momentum)
+            variance_before.lerp_(variance, self.momentum)
 
     @staticmethod
     def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ import sys
 import torch
 import yaml
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from engine import report
-from engine.clips import Clips, open_clips
+from engine.clips import Clips, class_names, open_clips
 from engine.config import Config, as_dict, model_options
 from engine.distributed import Ranks
-from engine.loop import Precision
+from engine.loop import Precision, predict
 from engine.losses import LossConfig, training_loss
 from engine.optim import scheduled_lr, temperature_at
 from engine.run import RunDirectory
@@ -33,7 +34,11 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     for text in (clip_counts(clips), schedule(config, clips), memory(config, ranks, precision)):
         print(f"\n{text}")
     batch = next(clips.train_batches(0, 1))
-    names = [clips.train.index.clips[i].name for i in batch.index.tolist()]
+    labels = class_names(config.data)
+    names = [
+        f"{clips.train.index.clips[i].name}: {labels[label]}"
+        for i, label in zip(batch.index.tolist(), batch.label.tolist(), strict=True)
+    ]
     sheet = run.path / "contact_sheet.png"
     report.contact_sheet(batch, names, sheet)
     print(f"\none augmented batch with its motion maps: {sheet}")
@@ -75,13 +80,17 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
     """Estimate of one rank's memory in a training step: weights, gradients and optimizer, and what
     the forward pass keeps for the backward pass. Counted on shapes alone: nothing is computed."""
     share = config.train.global_batch // ranks.world_size
-    with torch.device("meta"):
+    with FakeTensorMode(), torch.device(ranks.device):
         model = build_model(config.model.name, **model_options(config))
         batch = _shapes(share, config.data)
+        if precision.weights == torch.float64:  # counted in float32, which is half of it
+            single = Precision.choose("fp32", ranks.device)
+            activations = 2 * kept_bytes(model, batch, config.loss, single)
+        else:
+            activations = kept_bytes(model, batch, config.loss, precision)
     parameters = sum(p.numel() for p in model.parameters())
     copies = 3 if config.optim.name == "sgd" else 4  # weight, gradient, one or two moments
     fixed = parameters * copies * precision.weights.itemsize
-    activations = kept_bytes(model, batch, config.loss) * precision.compute.itemsize // 4
     total = (fixed + activations) / 2**30
     return (
         f"memory per rank, estimated: {total:.2f} GiB = {parameters / 1e6:.2f} M parameters with "
@@ -90,7 +99,7 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
     )
 
 
-def kept_bytes(model: nn.Module, batch: Batch, loss: LossConfig) -> int:
+def kept_bytes(model: nn.Module, batch: Batch, loss: LossConfig, precision: Precision) -> int:
     """Bytes that forward and loss keep for backward, each storage once, weights not counted."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -102,7 +111,7 @@ def kept_bytes(model: nn.Module, batch: Batch, loss: LossConfig) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(batch.clip, motion=batch.motion, branch_indices=batch.branch_indices)
+        output = predict(model, batch, 1.0, precision)
         # The graph behind `total` keeps all counted storages alive, so no address counts twice.
         total, _ = training_loss(output, batch.label, loss, epoch=0)
     del total

@@ -45,6 +45,9 @@ class Training:
         self.average = Average(ranks.device)
         """Means over the epoch in progress."""
 
+        self.logged = (0, 0.0)
+        """Step and seconds of the last log line: speed is measured between two of them."""
+
         self.scores: dict[str, Any] = {}
         """The latest evaluation (engine/metrics.py, Scores.table)."""
 
@@ -86,9 +89,11 @@ class Training:
     def _log(self, epoch: int, rate: float, temperature: float, bar: tqdm) -> None:
         """One log line and the progress bar's figures: the only wait for the device."""
         means = self.average.read()
+        steps, seconds = self.progress.step - self.logged[0], self.watch.seconds - self.logged[1]
+        speed = steps * self.config.train.global_batch / seconds
+        self.logged = self.progress.step, self.watch.seconds
         if not self.ranks.is_main:
             return
-        speed = self._clips_per_s()
         bar.set_postfix(
             loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1%}",
             clips_per_s=f"{speed:.1f}", data_wait=f"{self.watch.wait_share:.0%}",
@@ -166,6 +171,7 @@ class Training:
                 (self.average, "average"), (self.watch, "watch"),
             ):  # fmt: skip
                 part.load_state_dict(state[name])
+            self.logged = self.progress.step, self.watch.seconds
         if self.ranks.is_main:
             self.run.rewind(self.progress)
 

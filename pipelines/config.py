@@ -110,6 +110,11 @@ class DataConfig:
     """Where scans and depth boxes are kept; by default `.rgbd_cache` in `root`, or in the user's
     cache folder where `root` cannot be written."""
 
+    @property
+    def depth_in_mm(self) -> bool:
+        """Whether frames are 16-bit depth still to be coloured, rather than images as they are."""
+        return self.modality == "depth" and self.depth_encoding != "color"
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong with it) of every impossible value."""
         yield from self._wrong_choices()

@@ -1,0 +1,133 @@
+"""A plan of clips -> batches on the training device, made ahead of the step that needs them. Which
+clips is for pipelines/plan.py to say, what happens to their pixels for graph.py and geometry.py."""
+
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali.types import DALIDataType
+from torch import Tensor
+
+from pipelines.background import in_background
+from pipelines.batch import Batch
+from pipelines.config import DataConfig
+from pipelines.geometry import colour_table, normalise, view_clip
+from pipelines.graph import Requests, decode_graph, path_arrays, run, view_arrays, view_graph
+from pipelines.motion import motion_maps
+from pipelines.recycler import Recycler
+
+
+class Loader:
+    """Makes the batches of one rank. Holds no position and no random state: a plan says it all."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_batch: int,
+        threads: int,
+    ) -> None:
+        """Clips in `dtype` on `device`, at most `max_batch` at a time; `threads` decode and, on the
+        CPU, `threads` more do the geometry."""
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.threads = threads
+        self._colours = colour_table(config)
+        self._pipeline: dict[str, Any] = {
+            "batch_size": max_batch * config.num_frames,
+            "num_threads": threads,
+            "prefetch_queue_depth": config.prefetch,
+        }
+
+    def batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
+        """One batch per entry of the plan, in order, while the next ones are being made.
+
+        Sizes may vary up to `max_batch`. Closing or dropping the generator stops the work. Raises
+        ValueError, at the batch concerned, naming the first file that is missing or damaged.
+        """
+        if self.device.type == "cuda":
+            return self._gpu_batches(plan)
+        return in_background(self._cpu_batches(plan), self.config.prefetch)
+
+    def _gpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
+        """DALI does it all, ahead of the caller and on streams of its own.
+
+        Stream contract: `next` binds the finished outputs to the CUDA stream current in the caller,
+        without a copy or a wait of the host. What is queued there later sees them complete, and
+        DALI takes their memory back only behind what was queued there before the batch was dropped.
+        Whoever reads a batch on another stream must make the two streams wait for each other.
+        """
+        index = self.device.index
+        device_id = torch.cuda.current_device() if index is None else index
+        # bfloat16, which DALI does not know, holds the same values exactly: converted below.
+        dtype = DALIDataType.FLOAT16 if self.dtype.itemsize == 2 else DALIDataType.FLOAT
+        graph = partial(
+            view_graph,
+            config=self.config,
+            device="gpu",
+            dtype=dtype,
+            device_id=device_id,
+            **self._pipeline,
+        )
+        stream = partial(torch.cuda.current_stream, device_id)
+        for requests, outputs in run(graph, view_arrays, plan, self.config, stream):
+            pixels, clip = (
+                torch.from_dlpack(frames.as_tensor()).unflatten(0, (len(requests), -1))
+                for frames in outputs
+            )
+            window = self.config.motion_window
+            motion = motion_maps(pixels, window) if window else None
+            yield self._batch(requests, clip.to(self.dtype), motion)
+
+    def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
+        """DALI decodes; then each clip of a batch is one task of a thread pool."""
+        graph = partial(decode_graph, config=self.config, device_id=None, **self._pipeline)
+        memory = Recycler()
+        with ThreadPoolExecutor(self.threads) as pool:
+            for requests, (frames,) in run(graph, path_arrays, plan, self.config):
+                yield self._cpu_batch(requests, frames, memory, pool)
+
+    def _cpu_batch(
+        self, requests: Requests, frames: Sequence[Any], memory: Recycler, pool: Executor
+    ) -> Batch:
+        """B * T decoded frames, clip after clip -> the batch."""
+        config, window = self.config, self.config.motion_window
+        shape = (len(requests), config.num_frames, config.size, config.size)
+        pixels = memory.empty((*shape, 3), torch.uint8)
+        clip = memory.empty((*shape, 3), self.dtype)
+        maps = memory.empty(shape, torch.float32) if window else None
+
+        def make_clip(i: int) -> None:
+            request, first = requests[i], i * config.num_frames
+            decoded = [np.asarray(frames[first + t]) for t in range(config.num_frames)]
+            seen = pixels[i].numpy()
+            view_clip(decoded, request.view, config, self._colours, request.boxes, out=seen)
+            normalise(seen, out=clip[i].numpy())
+            if maps is not None:
+                maps[i].numpy()[...] = motion_maps(pixels[i : i + 1], window)[0, 0].numpy()
+
+        list(pool.map(make_clip, range(len(requests))))  # waits, and raises what a task raised
+        return self._batch(requests, clip, None if maps is None else maps[:, None])
+
+    def _batch(self, requests: Requests, clip: Tensor, motion: Tensor | None) -> Batch:
+        """clip (B, T, H, W, 3) on the device -> the batch; channels_last_3d without a copy."""
+        branches = zip(*(request.branch_indices for request in requests), strict=True)
+        return Batch(
+            clip=clip.permute(0, 4, 1, 2, 3),
+            motion=motion,
+            label=self._place([request.label for request in requests]),
+            branch_indices=tuple(self._place(np.stack(indices)) for indices in branches),
+            index=torch.tensor([request.index for request in requests]),
+        )
+
+    def _place(self, values: Any) -> Tensor:
+        """Whole numbers -> int64 on the device, on GPUs without making the host wait."""
+        tensor = torch.as_tensor(values, dtype=torch.int64)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor

@@ -1,0 +1,174 @@
+"""Published checkpoints of the CVPR'22 network: their names and order, to ours and back.
+
+One table; both directions and the order of the parameters come from it. Shapes are equal: nothing
+is transposed or reshaped. Reading files is left to the caller.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.decoupled import DecoupledNetwork
+
+BRANCHES = ("small", "media", "large")
+UNITS = {"conv1": "Conv3d_1a_7x7", "conv2b": "Conv3d_2b_1x1", "conv2c": "Conv3d_2c_3x3"}
+PATHS = {
+    "point": "b0",
+    "reduce_a": "b1a",
+    "conv_a": "b1b",
+    "reduce_b": "b2a",
+    "conv_b": "b2b",
+    "pooled": "b3b",
+}
+BLOCK = {
+    "attention_norm": "0.norm",
+    "attention.qkv": "0.fn.to_qkv",
+    "attention.out": "0.fn.to_out.0",
+    "feed_forward_norm": "1.norm",
+    "feed_forward.0": "1.fn.fc1",
+    "feed_forward.3": "1.fn.fc2",
+}
+RECOUPLING = {
+    "query": "q",
+    "key": "k",
+    "squeeze": "project.0",
+    "excite": "project.2",
+    "norm": "project.3",
+    "student": "linear",
+}
+
+
+def table(num_blocks: int) -> list[tuple[str, str]]:
+    """Rows (our module or parameter, the published one) in the published order of registration."""
+    rows = [("spatial.token_norm", "LinearMap.0"), ("spatial.token_linear", "LinearMap.1")]
+    for ours, published in UNITS.items():
+        rows += _unit(f"spatial.{ours}", published)
+    for name in ("3b", "3c", "4b", "4c", "5b", "5c"):
+        rows += _inception(f"spatial.inception{name}", f"Mixed_{name}")
+    for i, size in enumerate(BRANCHES):
+        rows.append((f"branches.{i}.position", f"dtn.pos_embedding_{size}"))
+        rows.append((f"branches.{i}.class_token", f"dtn.cls_token_{size}"))
+    for block in range(num_blocks):
+        stage = f"dtn.multi_scale_transformers.{block}"
+        for i, size in enumerate(BRANCHES):
+            layer = f"{stage}.transformer_enc_{size}.layers.0"
+            rows += [(f"branches.{i}.blocks.{block}.{o}", f"{layer}.{p}") for o, p in BLOCK.items()]
+        if block == 0:
+            for i, size in enumerate(BRANCHES):
+                rows += _inception(f"branches.{i}.inception", f"{stage}.Mixed_{size}")
+    rows += [(f"recoupling.{ours}", f"dtn.rcm.{theirs}") for ours, theirs in RECOUPLING.items()]
+    for i, size in enumerate(BRANCHES):
+        rows.append((f"heads.{i}.norm", f"dtn.mlp_head_{size}.0"))
+        rows.append((f"heads.{i}.linear", f"dtn.mlp_head_{size}.1"))
+    rows.append(("spatial.motion_attention", "frp_module.rpconv1d"))
+    return rows
+
+
+def _unit(ours: str, published: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.conv", f"{published}.conv3d"), (f"{ours}.norm", f"{published}.bn")]
+
+
+def _inception(ours: str, published: str) -> list[tuple[str, str]]:
+    rows = []
+    for path, published_path in PATHS.items():
+        rows += _unit(f"{ours}.{path}", f"{published}.{published_path}")
+    return rows
+
+
+def published_names(model: nn.Module, prefix: str = "") -> "OrderedDict[str, str]":
+    """Our key -> published key of every entry of the state dict, in the published order.
+
+    `prefix` comes before the published names. Raises ValueError for a network that has no
+    published counterpart and for a key of ours that has no row.
+    """
+    if not isinstance(model, DecoupledNetwork):
+        raise ValueError(f"no published layout is known for {type(model).__name__}")
+    if len(model.branches) != len(BRANCHES):
+        raise ValueError(
+            f"published networks have {len(BRANCHES)} branches, this one {len(model.branches)}"
+        )
+    ours_by_row: dict[str, list[str]] = {}
+    for key in model.state_dict():
+        for row in (key, key.rpartition(".")[0]):  # a parameter's own row, or its module's
+            ours_by_row.setdefault(row, []).append(key)
+    names: OrderedDict[str, str] = OrderedDict()
+    for ours, published in table(model.num_blocks):
+        for key in ours_by_row.get(ours, ()):
+            names[key] = prefix + published + key.removeprefix(ours)
+    for key in model.state_dict():
+        if key not in names:
+            raise ValueError(f"models/upstream.py: no row for our {key!r}; add one to `table`")
+    return names
+
+
+def published_parameters(model: nn.Module) -> list[str]:
+    """Our parameter names in the published order: entry i owns state i of a published optimizer."""
+    parameters = dict(model.named_parameters())
+    return [key for key in published_names(model) if key in parameters]
+
+
+def to_published(model: nn.Module, prefix: str = "") -> "OrderedDict[str, Tensor]":
+    """The model's state dict under published names, in the published order; tensors are shared."""
+    state = model.state_dict()
+    names = published_names(model, prefix)
+    return OrderedDict((published, state[ours]) for ours, published in names.items())
+
+
+def load_published(
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    new_classifier: bool = False,
+    prefix: str = "",
+) -> list[str]:
+    """Copy a published state dict into `model`, strictly; returns our names left as initialised.
+
+    These are none, or with `new_classifier` all of the heads, whose published values are then not
+    looked at. A dict around the state dict (key `model` or `state_dict`) and a leading `module.` of
+    the names are taken off. Raises ValueError for names that are unknown or missing and for shapes
+    that differ.
+    """
+    published_state = _unwrapped(state_dict)
+    names = published_names(model, prefix)
+    skipped = [ours for ours in names if new_classifier and ours.startswith("heads.")]
+    _check_names(published_state, names, skipped, prefix)
+
+    own = model.state_dict()
+    loaded = {key: published_state[names[key]] for key in names if key not in skipped}
+    for key, tensor in loaded.items():
+        if tensor.shape != own[key].shape:
+            raise ValueError(
+                f"published {names[key]!r} is {tuple(tensor.shape)}, the model's {key!r} "
+                f"{tuple(own[key].shape)}: build the model with the checkpoint's options"
+                + (", or load with new_classifier=True" if key.startswith("heads.") else "")
+            )
+    model.load_state_dict(loaded, strict=not skipped)
+    return skipped
+
+
+def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
+    return {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+
+
+def _check_names(
+    state: Mapping[str, Tensor], names: Mapping[str, str], skipped: list[str], prefix: str
+) -> None:
+    expected = set(names.values())
+    for key in state:
+        if key.startswith(prefix) and key not in expected:
+            raise ValueError(
+                f"published {key!r} has no counterpart in this model: build the model with the "
+                "checkpoint's options (blocks, recoupling, motion attention), or add a row for "
+                f"{key.rpartition('.')[0]!r} to `table` in models/upstream.py"
+            )
+    missing = [names[key] for key in names if key not in skipped and names[key] not in state]
+    if missing:
+        raise ValueError(
+            f"the published state dict lacks {len(missing)} of the model's entries, "
+            f"the first is {missing[0]!r}"
+        )

@@ -1,0 +1,266 @@
+"""The network reproduces numbers recorded from the published one, forward and backward."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fixture_rules import filled, random_video
+from torch import Tensor, nn
+
+from models import ModelOutput, build_model
+from models.upstream import load_published, published_names, to_published
+
+DATA = Path(__file__).parent / "data"
+FLOATS = [torch.float32, torch.float64]
+FRAMES, SIZE, BATCH = 64, 96, 2
+PLAIN = {"recoupling": False, "motion_attention": False, "knn_ratio": 0, "num_blocks": 3}
+
+# Published stage -> our module, and whether the stage is what goes in or what comes out of it.
+SPATIAL_STAGES = {
+    "Conv3d_1a_7x7": ("spatial.conv1", "out"),
+    "MaxPool3d_2a_3x3": ("spatial.conv2b", "in"),
+    "Conv3d_2b_1x1": ("spatial.conv2b", "out"),
+    "Conv3d_2c_3x3": ("spatial.conv2c", "out"),
+    "MaxPool3d_3a_3x3": ("spatial.inception3b", "in"),
+    "Mixed_3b": ("spatial.inception3b", "out"),
+    "Mixed_3c": ("spatial.inception3c", "out"),
+    "MaxPool3d_4a_3x3": ("spatial.inception4b", "in"),
+    "Mixed_4b": ("spatial.inception4b", "out"),
+    "Mixed_4c": ("spatial.inception4c", "out"),
+    "MaxPool3d_5a_2x2": ("spatial.inception5b", "in"),
+    "Mixed_5b": ("spatial.inception5b", "out"),
+    "Mixed_5c": ("spatial.inception5c", "out"),
+}
+BRANCHES = ("small", "media", "large")
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((DATA / f"decoupled_{name}.json").read_text())
+
+
+def temperature(epoch: int) -> float:
+    return float(np.linspace(0.04, 0.07, 30)[epoch])
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    """Every entry of the published network, by the filling rule."""
+    with torch.device("meta"):
+        published = to_published(build_model("decoupled", num_classes=60))
+    return {name: filled(name, entry) for name, entry in published.items()}
+
+
+@pytest.fixture(scope="module")
+def videos() -> tuple[Tensor, Tensor]:
+    """The recorded clip (2, 3, 64, 96, 96) and motion map (2, 1, 64, 96, 96)."""
+    clip = random_video(101, (BATCH, 3, FRAMES, SIZE, SIZE))
+    return clip, random_video(102, (BATCH, 1, FRAMES, SIZE, SIZE))
+
+
+def network(weights: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -> nn.Module:
+    model = build_model("decoupled", num_classes=60, dropout=0.0, **options)
+    names = published_names(model).values()
+    load_published(model, {name: weights[name] for name in names})
+    return model.to(dtype)
+
+
+def losses(output: ModelOutput, target: list[int]) -> tuple[Tensor, Tensor]:
+    """Classification and recoupling loss, both as the published training adds them up."""
+    labels = torch.tensor(target)
+    scores = (output.logits, *output.branch_logits)
+    classification = sum(
+        share * F.cross_entropy(logits, labels, label_smoothing=0.1)
+        for share, logits in zip((1, 0.5, 0.5, 0.5), scores, strict=True)
+    )
+    student = (output.recoupling_student / 0.5).log_softmax(-1)
+    teacher = (output.recoupling_teacher / 0.5).softmax(-1)
+    return classification, F.kl_div(student, teacher, reduction="sum")
+
+
+def assert_digest(found: Tensor, digest: Mapping[str, Any], tolerance: float, name: str) -> None:
+    assert list(found.shape) == digest["shape"], name
+    found = found.detach().double()
+    scale = digest["absmax"]
+    length = digest["l2"]
+    first = torch.tensor(digest["first8"], dtype=torch.float64)
+    errors = {
+        "first8": (found.flatten()[: len(first)] - first).abs().max().item() / scale,
+        "absmax": abs(found.abs().max().item() - scale) / scale,
+        "mean": abs(found.mean().item() - digest["mean"]) / scale,
+        "sum": abs(found.sum().item() - digest["sum"]) / (length * math.sqrt(found.numel())),
+        "l2": abs(found.norm().item() - length) / length,
+    }
+    assert max(errors.values()) <= tolerance, (name, errors)
+
+
+def test_the_filling_rule_gives_the_recorded_weights_and_inputs(weights, videos) -> None:
+    first = weights["Conv3d_1a_7x7.conv3d.weight"].flatten()[:3].double()
+    assert first.tolist() == [0.16970840096473694, 0.019342627376317978, -0.09209436178207397]
+    token = weights["dtn.cls_token_small"].flatten()[:2].double()
+    assert token.tolist() == [-0.8622480630874634, 0.2804519832134247]
+
+    expected = record("ntu60")["weights"]
+    values = [entry.double() for entry in weights.values() if entry.is_floating_point()]
+    assert sum(entry.numel() for entry in values) == expected["float_elements"] == 38210486
+    assert sum(entry.sum().item() for entry in values) == pytest.approx(expected["sum"], rel=1e-9)
+    absolute = sum(entry.abs().sum().item() for entry in values)
+    assert absolute == pytest.approx(expected["abssum"], rel=1e-9)
+
+    clip, motion = videos
+    assert clip.flatten()[:2].double().tolist() == [0.6223938465118408, 0.5076869130134583]
+    assert_digest(clip, record("ntu60")["clip"], 1e-9, "clip")
+    assert_digest(motion, record("ntu60")["heat"], 1e-9, "motion")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "options", "temp"),
+    [("ntu60", {}, temperature(0)), ("plain_3blocks", PLAIN, 1.0)],
+    ids=["ntu60", "plain_3blocks"],
+)
+@pytest.mark.slow
+def test_evaluation_gives_the_recorded_stages_logits_and_recoupling_loss(
+    weights, videos, dtype, name, options, temp
+) -> None:
+    expected = record(name)
+    model = network(weights, dtype, **options).eval()
+    stages = watch_stages(model)
+    clip, motion = (video.to(dtype) for video in videos)
+    indices = [
+        torch.tensor(expected["branch_index"][size]).expand(BATCH, -1)
+        for size in ("low", "media", "high")
+    ]
+
+    with torch.no_grad():
+        output = model(clip, motion, indices, temperature=temp)
+
+    for branch, recorded in zip(model.branches, indices, strict=True):
+        assert torch.equal(branch.evaluation_indices, recorded[:1])
+    tolerance = 1e-8 if dtype == torch.float64 else 5e-4
+    logits = zip(("logits", "xs", "xm", "xl"), (output.logits, *output.branch_logits), strict=True)
+    for key, found in logits:
+        assert_digest(found, expected["fp64"][key], tolerance, key)
+    if model.recoupling is None:
+        assert output.recoupling_student is None
+        assert output.recoupling_teacher is None
+    else:
+        _, recoupling = losses(output, [0, 0])
+        assert recoupling.item() == pytest.approx(
+            expected["fp64"]["distillation_loss"], rel=tolerance
+        )
+
+    assert stages.keys() == expected["stages"].keys()
+    for stage, digest in expected["stages"].items():
+        assert_digest(stages[stage], digest, 5e-4, stage)
+
+
+def watch_stages(model: nn.Module) -> dict[str, Tensor]:
+    """A dict that the next forward pass fills: published stage -> tensor in published layout."""
+    stages: dict[str, Tensor] = {}
+
+    def keep(stage: str, module: str, side: str, layout) -> None:
+        def hook(_module, inputs, output) -> None:
+            stages[stage] = layout(inputs[0] if side == "in" else output)
+
+        model.get_submodule(module).register_forward_hook(hook)
+
+    for stage, (module, side) in SPATIAL_STAGES.items():
+        keep(stage, module, side, lambda x: x.unflatten(0, (BATCH, FRAMES)).transpose(1, 2))
+    keep("LinearMap", "spatial", "out", lambda x: x)
+    if model.recoupling is not None:
+        keep("rcm_out", "recoupling", "out", lambda x: x[0].transpose(1, 2))
+        keep("rcm_spatial_weights", "recoupling", "out", lambda x: x[1])  # the student vector
+    last = len(model.branches[0].blocks) - 1
+    for i, size in enumerate(BRANCHES):
+        for block in (0, last):
+            module = f"branches.{i}.blocks.{block}"
+            keep(f"dtn.layer{block}.{size}", module, "out", lambda x: x)
+    return stages
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.slow
+def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
+    weights, videos, dtype, mode
+) -> None:
+    precise = dtype == torch.float64
+    tolerance = 1e-8 if precise else {"eval": 5e-4, "train": 1e-3}[mode]
+    expected = record(f"grad_{mode}_fp64")
+    model = network(weights, dtype).train(mode == "train")
+    clip, motion = (video.to(dtype) for video in videos)
+    temp = temperature(expected["args"]["epoch"])
+
+    output = model(clip, motion, temperature=temp)
+    classification, recoupling = losses(output, expected["target"])
+    (classification + recoupling).backward()
+
+    assert_digest(output.logits, expected["logits"], tolerance, "logits")
+    assert classification.item() == pytest.approx(expected["CE"], rel=tolerance)
+    assert recoupling.item() == pytest.approx(expected["distill"], rel=tolerance)
+    if precise:
+        assert_gradients(model, expected)
+    else:
+        assert_gradients(model, expected, record(f"grad_{mode}_fp32"))
+    if mode == "train":
+        assert_running_statistics(model, expected["bn_after_one_forward"], tolerance)
+        clipped_step(model, expected["after_one_sgd_step"])
+        output = model(clip, motion, temperature=temp)
+        after = [loss.item() for loss in losses(output, expected["target"])]
+        recorded = [expected["after_one_sgd_step"][key] for key in ("CE", "distill")]
+        assert after == pytest.approx(recorded, rel=1e-8 if precise else 3e-3)
+
+
+def assert_gradients(
+    model: nn.Module, expected: dict[str, Any], noisy: dict[str, Any] | None = None
+) -> None:
+    """Gradients against the float64 record.
+
+    A float32 model may be off by 1e-3, or by three times as much as `noisy`, the record of the
+    published network in float32.
+    """
+
+    def tolerance(exact: float, noisy_value: float) -> float:
+        return max(1e-3, 3 * abs(noisy_value / exact - 1))
+
+    parameters = dict(model.named_parameters())
+    gradient = {
+        published: parameters[ours].grad
+        for ours, published in published_names(model).items()
+        if ours in parameters
+    }
+    assert all(grad.abs().max() > 0 for grad in gradient.values())
+    for name, norm in expected["grad_norm"].items():
+        rel = tolerance(norm, noisy["grad_norm"][name]) if noisy else 1e-8
+        assert gradient[name].norm().item() == pytest.approx(norm, rel=rel), name
+        if not noisy:
+            first = torch.tensor(expected["grad_first4"][name], dtype=torch.float64)
+            found = gradient[name].flatten()[: len(first)]
+            torch.testing.assert_close(found, first, rtol=0, atol=1e-8 * norm)
+    total = torch.stack([grad.norm() for grad in gradient.values()]).norm().item()
+    rel = tolerance(expected["total_grad_norm"], noisy["total_grad_norm"]) if noisy else 1e-8
+    assert total == pytest.approx(expected["total_grad_norm"], rel=rel)
+
+
+def assert_running_statistics(model: nn.Module, expected: dict[str, Any], tolerance: float) -> None:
+    state = to_published(model)
+    for norm, statistics in expected.items():
+        assert_digest(state[f"{norm}.running_mean"], statistics["running_mean"], tolerance, norm)
+        assert_digest(state[f"{norm}.running_var"], statistics["running_var"], tolerance, norm)
+        assert state[f"{norm}.num_batches_tracked"].item() == statistics["num_batches_tracked"]
+
+
+def clipped_step(model: nn.Module, settings: dict[str, float]) -> None:
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+    torch.optim.SGD(
+        model.parameters(),
+        lr=settings["lr"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+    ).step()

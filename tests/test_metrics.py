@@ -7,23 +7,31 @@ import numpy as np
 import pytest
 import torch
 
+from engine.distributed import Ranks
 from engine.metrics import Average, Scores, Stopwatch, as_text
 
 CPU = torch.device("cpu")
+ALONE = Ranks(rank=0, local_rank=0, world_size=1)
 
 
 def test_average_is_weighted_by_clips_and_survives_a_restart():
-    average = Average(CPU)
+    average = Average(ALONE)
     average.add(3, loss=torch.tensor(2.0), top1=torch.tensor(1.0))
-    restored = Average(CPU)
-    restored.load_state_dict(average.state_dict())
+    restored = Average(ALONE)
+    restored.resume(average.totals())
     restored.add(1, loss=torch.tensor(6.0), top1=torch.tensor(0.0))
     assert restored.read() == {"loss": 3.0, "top1": 0.75}
     assert average.read() == {"loss": 2.0, "top1": 1.0}
 
 
+def test_only_the_first_rank_takes_over_the_sums_of_a_checkpoint():
+    second = Average(Ranks(rank=1, local_rank=1, world_size=2))
+    second.resume({"loss": 6.0, "clips": 3.0})
+    assert second.totals() == {"loss": 0.0, "clips": 0.0}
+
+
 def test_an_average_of_nothing_is_empty():
-    assert Average(CPU).read() == {}
+    assert Average(ALONE).read() == {}
 
 
 def naive_top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:

@@ -21,14 +21,14 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+        if not self.training:
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
-        count = input.numel() // input.shape[1] * dist.get_world_size()
-        mean = all_reduce(input.sum(axes)) / count
+        count = input.numel() // input.shape[1] * _world_size()
+        mean = _global_sum(input, axes) / count
         centred = input - self._per_channel(mean, input)
         # The variance in a second pass: E[x^2] - E[x]^2 loses digits where the mean is large.
-        variance = all_reduce(centred.square().sum(axes)) / count
+        variance = _global_sum(centred.square(), axes) / count
         self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return torch.addcmul(
@@ -60,3 +60,13 @@ class GlobalBatchNorm(_BatchNorm):
     @staticmethod
     def _per_channel(values: Tensor, like: Tensor) -> Tensor:
         return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _global_sum(values: Tensor, axes: list[int]) -> Tensor:
+    """(C,) sums over `axes` and over all ranks, differentiable."""
+    total = values.sum(axes)
+    return all_reduce(total) if _world_size() > 1 else total

@@ -138,10 +138,10 @@ def place(model: nn.Module, ranks: Ranks, dtype: torch.dtype = torch.float32) ->
     for parameter in model.parameters():
         if parameter.dim() == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    if ranks.device.type == "cpu" or ranks.world_size > 1:
+        model = synchronise_batch_norm(model, ranks.device)
     if not dist.is_initialized():
         return model
-    if ranks.world_size > 1:
-        model = synchronise_batch_norm(model, ranks.device)
     devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
     # static_graph would forbid the eager evaluation between epochs; buffers need no broadcast
     # because synchronised statistics are equal on all ranks.

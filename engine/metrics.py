@@ -7,42 +7,53 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from engine.distributed import Ranks
+
 T = TypeVar("T")
+
+CLIPS = "clips"
+"""Name of the number of clips among an average's sums."""
 
 
 class Average:
-    """Running means of named per-clip values: adding never waits for the device, reading does."""
+    """Means of named per-clip values over the clips of all ranks.
 
-    def __init__(self, device: torch.device):
+    Adding touches this rank's sums only and never waits for the device; reading waits for it and
+    for the other ranks, so all of them read at the same moment.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
         # float64: the sum of an epoch's losses must not depend on how often it is read or saved.
         self.sums: dict[str, Tensor] = {}
-        self.clips = 0
-        self.device = device
 
     def add(self, clips: int, **means: Tensor) -> None:
-        """Add means over `clips` clips."""
-        self.clips += clips
-        for name, mean in means.items():
-            total = self.sums.setdefault(
-                name, torch.zeros((), dtype=torch.float64, device=self.device)
-            )
-            total += mean.detach().double() * clips
+        """Add means over `clips` clips of this rank; the same names on every rank."""
+        device = self.ranks.device
+        for name, mean in {**means, CLIPS: torch.ones((), device=device)}.items():
+            mean = mean.detach().to(device, torch.float64)
+            self.sums[name] = self.sums.get(name, 0.0) + mean * clips
 
     def read(self) -> dict[str, float]:
-        """The means so far; one wait for the device."""
+        """The means so far over all ranks."""
+        totals = self.totals()
+        clips = totals.pop(CLIPS, 0.0)
+        return {name: total / clips for name, total in totals.items()}
+
+    def totals(self) -> dict[str, float]:
+        """The sums over all ranks: what travels in a checkpoint."""
         if not self.sums:
             return {}
-        values = torch.stack(list(self.sums.values())).div(max(self.clips, 1)).tolist()
-        return dict(zip(self.sums, values, strict=True))
+        values = self.ranks.sum(torch.stack(list(self.sums.values())))
+        return dict(zip(self.sums, values.tolist(), strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        return {"clips": self.clips, "sums": {k: v.cpu().clone() for k, v in self.sums.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.clips = state["clips"]
-        self.sums = {k: v.to(self.device).clone() for k, v in state["sums"].items()}
+    def resume(self, totals: dict[str, float]) -> None:
+        """Continue from `totals`, on any number of ranks: the first one takes them all."""
+        share = 1.0 if self.ranks.is_main else 0.0
+        self.sums = {
+            name: torch.tensor(total * share, dtype=torch.float64, device=self.ranks.device)
+            for name, total in totals.items()
+        }
 
 
 class Scores:

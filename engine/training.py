@@ -42,7 +42,7 @@ class Training:
         )
         self.progress = Progress()
         self.watch = Stopwatch()
-        self.average = Average(ranks.device)
+        self.average = Average(ranks)
         """Means over the epoch in progress."""
 
         self.logged = (0, 0.0)
@@ -117,19 +117,19 @@ class Training:
             progress.best_top1, progress.best_epoch = top1, epoch
         means = self.average.read()
         progress.epoch = epoch + 1
-        self.average = Average(self.ranks.device)
-        if not self.ranks.is_main:
-            return
-        self.run.log("epoch", progress.step, epoch, **means)
-        self.run.log("eval", progress.step, epoch, **self.scores)
+        self.average = Average(self.ranks)
+        if self.ranks.is_main:
+            self.run.log("epoch", progress.step, epoch, **means)
+            self.run.log("eval", progress.step, epoch, **self.scores)
         self._save(is_best)
-        self._draw()
-        print(
-            f"epoch {epoch + 1}/{self.config.train.epochs}: loss {means.get('loss', 0):.3f}, "
-            f"training top-1 {means.get('top1', 0):.1%}, evaluation top-1 {top1:.1%} "
-            f"(best {progress.best_top1:.1%}), {self.watch.seconds:.0f} s",
-            flush=True,
-        )
+        if self.ranks.is_main:
+            self._draw()
+            print(
+                f"epoch {epoch + 1}/{self.config.train.epochs}: loss {means.get('loss', 0):.3f}, "
+                f"training top-1 {means.get('top1', 0):.1%}, evaluation top-1 {top1:.1%} "
+                f"(best {progress.best_top1:.1%}), {self.watch.seconds:.0f} s",
+                flush=True,
+            )
 
     def _finish(self) -> dict[str, Any]:
         """Write the result; a finished run that is started again only prints it."""
@@ -144,8 +144,9 @@ class Training:
         return summary
 
     def _save(self, is_best: bool = False) -> None:
+        state = self._state()
         if self.ranks.is_main:
-            self.run.save(self._state(), is_best)
+            self.run.save(state, is_best)
 
     def _state(self) -> dict[str, Any]:
         """Tensors and plain values: all that `_resume` needs for a bit-equal continuation."""
@@ -156,7 +157,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "rate": self.rate.state_dict(),
             "scaler": self.step.scaler.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.average.totals(),
             "watch": self.watch.state_dict(),
         }
 
@@ -168,9 +169,10 @@ class Training:
             self.progress = Progress(**state["progress"])
             for part, name in (
                 (self.optimizer, "optimizer"), (self.rate, "rate"), (self.step.scaler, "scaler"),
-                (self.average, "average"), (self.watch, "watch"),
+                (self.watch, "watch"),
             ):  # fmt: skip
                 part.load_state_dict(state[name])
+            self.average.resume(state["average"])
             self.logged = self.progress.step, self.watch.seconds
         if self.ranks.is_main:
             self.run.rewind(self.progress)

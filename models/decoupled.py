@@ -16,8 +16,9 @@ class DecoupledNetwork(nn.Module):
 
     The defaults are the published network; `width` (channels of the first convolution) and `dim`
     (token width) scale it down. Layers start as torch initialises them, position embeddings and
-    class tokens standard normal, motion attention as a doubling. Raises ValueError naming the
-    option whose value is impossible.
+    class tokens standard normal, motion attention as a doubling, to which `motion_gain` adds that
+    many times the features under the motion maps (4 lets a small network learn many times as fast).
+    Raises ValueError naming the option whose value is impossible.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class DecoupledNetwork(nn.Module):
         knn_ratio: float = 0.7,
         recoupling: bool = True,
         motion_attention: bool = True,
+        motion_gain: float = 0.0,
         dropout: float = 0.1,
         width: int = 64,
         dim: int = 512,
@@ -44,7 +46,11 @@ class DecoupledNetwork(nn.Module):
         self.num_blocks = num_blocks
         self.branch_frames = tuple(branch_frames)
         self.spatial = SpatialNetwork(
-            width=width, dim=dim, motion_attention=motion_attention, momentum=momentum
+            width=width,
+            dim=dim,
+            motion_attention=motion_attention,
+            motion_gain=motion_gain,
+            momentum=momentum,
         )
         self.recoupling = Recoupling(num_frames, dim) if recoupling else None
         self.branches = nn.ModuleList(

@@ -26,12 +26,13 @@ INCEPTION_WIDTHS = {
 class MotionAttention(nn.Module):
     """Scales features F by 1 + a + b (1 + G), where G is the motion map and a, b are learnt.
 
-    That is the published F + (a F + b F (1 + G)); it starts at a = 1, b = 0, where it doubles F.
+    That is the published F + (a F + b F (1 + G)); it starts at a = 1, b = `gain`, published as 0,
+    where it doubles F and the maps have no say until b has moved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gain: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor([[[1.0], [0.0]]]))
+        self.weight = nn.Parameter(torch.tensor([[[1.0], [gain]]]))
         """(1, 2, 1): a and b, shaped as the published 1x1 convolution over two channels."""
 
     def forward(self, frames: Tensor, motion: Tensor | None) -> Tensor:
@@ -61,7 +62,15 @@ class SpatialNetwork(nn.Module):
     `width` is the channel count of the first convolution; every other one scales with it.
     """
 
-    def __init__(self, *, width: int, dim: int, motion_attention: bool, momentum: float):
+    def __init__(
+        self,
+        *,
+        width: int,
+        dim: int,
+        motion_attention: bool,
+        momentum: float,
+        motion_gain: float = 0.0,
+    ):
         super().__init__()
         factor = width / PUBLISHED_WIDTH
         widths = {name: paths.scaled(factor) for name, paths in INCEPTION_WIDTHS.items()}
@@ -83,7 +92,7 @@ class SpatialNetwork(nn.Module):
         self.inception5c = inception(widths["5b"].total, "5c")
         self.token_norm = nn.LayerNorm(widths["5c"].total)
         self.token_linear = nn.Linear(widths["5c"].total, dim)
-        self.motion_attention = MotionAttention() if motion_attention else None
+        self.motion_attention = MotionAttention(motion_gain) if motion_attention else None
 
     def forward(self, clip: Tensor, motion: Tensor | None = None) -> Tensor:
         """clip (B, 3, T, H, W), motion (B, 1, T, H, W) -> tokens (B, T, D)"""

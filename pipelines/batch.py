@@ -10,7 +10,7 @@ class Batch:
     """B clips of T frames on one device."""
 
     clip: Tensor
-    """(B, 3, T, H, W) pixels as (v - 127.5) / 128, float32 or float16, channels_last_3d in memory."""
+    """(B, 3, T, H, W) pixels as (v - 127.5) / 128, float32 or float16, channels_last_3d."""
 
     motion: Tensor | None
     """(B, 1, T, H, W) float32 rank-pooling motion maps, or None where the model takes none."""

@@ -56,8 +56,8 @@ SETUPS = {TRAIN: range(1, 17), EVAL: range(17, 21)}
 class Options:
     """All that the files depend on."""
 
-    train_clips: int = 640
-    eval_clips: int = 160
+    train_clips: int = 1280
+    eval_clips: int = 200
     frames: tuple[int, int] = (18, 30)
     """Fewest and most frames of a clip."""
 

@@ -79,7 +79,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("model.num_frames=3", "model: 'num_frames' belongs in the data section: "
          "data.num_frames"),
         ("model.knn_ratio=most", "model: knn_ratio: expected a number, found 'most'"),
-        ("model.knn_ratio=7", "model: knn_ratio must be within 0 to 1, not 7.0"),
+        ("model.knn_ratio=7", "model: knn_ratio must be from 0 to 1, not 7.0"),
         ("train.precision=half", "train: precision is 'half' (one of auto, bf16, fp16, fp32, "
          "fp64)"),
         ("train.global_batch=0", "train: global_batch is 0; it must be at least 1"),

@@ -1,5 +1,6 @@
 import torch
 
+from models.registry import build_model
 from models.spatial import MotionAttention, SpatialNetwork, frames_of
 
 
@@ -14,6 +15,13 @@ def test_motion_attention_is_the_published_sum_and_starts_as_a_doubling() -> Non
     expected = features + (a * features + b * features * (1 + motion))
     torch.testing.assert_close(attention(features, motion), expected)
     torch.testing.assert_close(attention(features, None), attention(features, 0 * motion))
+
+
+def test_a_motion_gain_lets_the_maps_speak_from_the_start() -> None:
+    features, motion = torch.randn(6, 5, 4, 4), torch.rand(6, 1, 4, 4)
+    torch.testing.assert_close(MotionAttention(4.0)(features, motion), features * (6 + 4 * motion))
+    network = build_model("decoupled", num_classes=2, width=4, dim=64, num_blocks=1, motion_gain=4)
+    assert network.spatial.motion_attention.weight.flatten().tolist() == [1.0, 4.0]
 
 
 def test_motion_maps_are_pooled_to_an_eighth_a_sixteenth_and_a_thirty_second() -> None:

@@ -51,6 +51,21 @@ class Clips:
         plan = eval_plan(self.evaluation, size, self.ranks.rank, self.ranks.world_size)
         return self._loader(size).batches(plan)
 
+    def counts(self) -> str:
+        """How many clips of each list there are, and what was left out or mended."""
+        lines = []
+        for name, source in (("training", self.train), ("evaluation", self.evaluation)):
+            line = f"{name}: {len(source)} clips of {source.index.list_path}"
+            if source.index.left_out:
+                line += f", {source.index.left_out} left out (fewer than data.min_frames)"
+            if source.boxes is not None:
+                line += (
+                    f"; depth frames without a contour: {source.boxes.from_neighbour} took the "
+                    f"nearest frame's box, {source.boxes.from_centre} the centre"
+                )
+            lines.append(line)
+        return "\n".join(lines)
+
     def _loader(self, max_batch: int) -> Loader:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         threads = self.config.data.workers or max((os.cpu_count() or 1) // local_ranks, 1)

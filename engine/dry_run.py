@@ -31,7 +31,7 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     yaml.safe_dump(as_dict(config), sys.stdout, sort_keys=False)
-    for text in (clip_counts(clips), schedule(config, clips), memory(config, ranks, precision)):
+    for text in (clips.counts(), schedule(config, clips), memory(config, ranks, precision)):
         print(f"\n{text}")
     batch = next(clips.train_batches(0, 1))
     labels = class_names(config.data)
@@ -42,22 +42,6 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     sheet = run.path / "contact_sheet.png"
     report.contact_sheet(batch, names, sheet)
     print(f"\none augmented batch with its motion maps: {sheet}")
-
-
-def clip_counts(clips: Clips) -> str:
-    """How many clips of each list there are, and what was left out or mended."""
-    lines = []
-    for name, source in (("training", clips.train), ("evaluation", clips.evaluation)):
-        line = f"{name}: {len(source)} clips of {source.index.list_path}"
-        if source.index.left_out:
-            line += f", {source.index.left_out} left out (fewer than data.min_frames)"
-        if source.boxes is not None:
-            line += (
-                f"; depth frames without a contour: {source.boxes.from_neighbour} took the "
-                f"nearest frame's box, {source.boxes.from_centre} the centre"
-            )
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def schedule(config: Config, clips: Clips) -> str:

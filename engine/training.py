@@ -54,6 +54,8 @@ class Training:
     def fit(self) -> dict[str, Any]:
         """Train from the last checkpoint to the last epoch; returns what result.json holds."""
         self.ranks.agree(self._resume)
+        if self.ranks.is_main:
+            print(self.clips.counts(), flush=True)
         epochs = self.config.train.epochs
         batches = self.clips.train_batches(self.progress.step, self.clips.steps_before(epochs))
         for epoch in range(self.progress.epoch, epochs):

@@ -46,15 +46,15 @@ def tiny_config(dataset: Path, tmp_path: Path) -> dict:
 
 @pytest.fixture
 def start(tiny_config: dict, tmp_path: Path) -> Callable[..., subprocess.Popen]:
-    """Starts engine/train.py on the tiny config with overrides, under torchrun where ranks > 1."""
+    """Starts engine/train.py on the tiny config with overrides; ranks=0: without torchrun."""
     path = tmp_path / "tiny.yaml"
 
     def start(
-        *overrides: str, ranks: int = 1, script: str = "engine/train.py", env: dict | None = None
+        *overrides: str, ranks: int = 0, script: str = "engine/train.py", env: dict | None = None
     ) -> subprocess.Popen:
         path.write_text(yaml.safe_dump(tiny_config))
         launcher = [sys.executable]
-        if ranks > 1:
+        if ranks:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         command = [*launcher, str(ROOT / script), "--config", str(path), *overrides]
         return subprocess.Popen(

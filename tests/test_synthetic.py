@@ -190,8 +190,8 @@ def test_held_out_performers_and_setups_are_in_no_training_clip():
 
 def test_names_are_unique_and_classes_balanced():
     clips = [clip for split in (TRAIN, EVAL) for clip in plan_clips(Options(), split)]
-    assert len({clip.name for clip in clips}) == 800
-    assert np.bincount([clip.label for clip in clips]).tolist() == [100] * 8
+    assert len({clip.name for clip in clips}) == 1480
+    assert np.bincount([clip.label for clip in clips]).tolist() == [185] * 8
 
 
 def test_bytes_depend_on_the_seed_and_not_on_the_processes(written: Summary, tmp_path: Path):

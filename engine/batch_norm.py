@@ -1,9 +1,10 @@
 """Batch normalisation over the clips of all ranks, for CPUs. GPUs take torch's SyncBatchNorm."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -69,4 +70,20 @@ def _world_size() -> int:
 def _global_sum(values: Tensor, axes: list[int]) -> Tensor:
     """(C,) sums over `axes` and over all ranks, differentiable."""
     total = values.sum(axes)
-    return all_reduce(total) if _world_size() > 1 else total
+    return _AllReduce.apply(total) if _world_size() > 1 else total
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all ranks. Every rank's loss depends on it, so its gradient is summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

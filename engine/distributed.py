@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -137,17 +138,29 @@ def place(model: nn.Module, ranks: Ranks, dtype: torch.dtype = torch.float32) ->
     model = model.to(ranks.device, dtype)
     for parameter in model.parameters():
         if parameter.dim() == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+            parameter.data = _channels_last(parameter.data)
     if ranks.device.type == "cpu" or ranks.world_size > 1:
         model = synchronise_batch_norm(model, ranks.device)
     if not dist.is_initialized():
         return model
     devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
-    # static_graph would forbid the eager evaluation between epochs; buffers need no broadcast
-    # because synchronised statistics are equal on all ranks.
+    # Synchronised statistics are equal on all ranks: sending them around would be for nothing.
+    # torch 2.15 gave the option that says so another name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    settings: dict[str, Any] = {option: False}
     return DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        model, device_ids=devices, gradient_as_bucket_view=True, **settings
     )
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A kernel (O, I, t, h, w) with the strides its gradient will have, or
+    DistributedDataParallel copies every gradient: axes of length 1 count too."""
+    out = torch.empty_like(weight, memory_format=torch.channels_last_3d)
+    if weight.shape[2] > 1 and weight.shape[4] == 1:  # over time only: the last axis is put back
+        out = out.as_strided(out.shape, (*out.stride()[:4], 1))
+    return out.copy_(weight)
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -162,5 +162,5 @@ def device_name(device: torch.device) -> str:
 
 def _is_before(line: dict[str, Any], progress: Progress) -> bool:
     return line["step"] <= progress.step and (
-        line["kind"] != "eval" or line["epoch"] < progress.epoch
+        line["kind"] == "train" or line["epoch"] < progress.epoch
     )

@@ -1,6 +1,7 @@
 """A run's directory: resolved config, metrics, checkpoints, result. Only rank 0 writes it."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -81,7 +82,9 @@ class RunDirectory:
                 for line in self.metrics.read_text().splitlines(keepends=True)
                 if line.endswith("\n") and _is_before(json.loads(line), progress)
             ]
-            self.metrics.write_text("".join(kept))
+            partial = self.metrics.with_name(self.metrics.name + ".partial")
+            partial.write_text("".join(kept))  # a kill in mid-write must not cost the log
+            os.replace(partial, self.metrics)
         self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=progress.step + 1)
 
     def log(self, kind: str, step: int, epoch: int, **values: Any) -> None:

@@ -121,7 +121,8 @@ class Training:
         progress.epoch = epoch + 1
         self.average = Average(self.ranks)
         if self.ranks.is_main:
-            self.run.log("epoch", progress.step, epoch, **means)
+            if means:  # a list shorter than the global batch has epochs in which no step begins
+                self.run.log("epoch", progress.step, epoch, **means)
             self.run.log("eval", progress.step, epoch, **self.scores)
         self._save(is_best)
         if self.ranks.is_main:

@@ -146,6 +146,16 @@ def test_evaluation_counts_are_identical_for_one_two_and_three_processes(train, 
     assert tables[0]["top1"] == lines_of(tmp_path / "run", "eval")[0]["top1"]
 
 
+def test_a_list_shorter_than_the_global_batch_has_epochs_without_a_step(train, tmp_path):
+    done = train("train.global_batch=40", "train.epochs=3")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    # 23 clips: steps begin at positions 0 and 40, in epochs 0 and 1; epoch 2 only evaluates.
+    assert [line["epoch"] for line in lines_of(run, "train")] == [0, 1]
+    assert [line["epoch"] for line in lines_of(run, "eval")] == [0, 1, 2]
+    assert result_of(run)["steps"] == 2
+
+
 def test_a_dry_run_shows_the_plan_and_trains_nothing(train, tmp_path):
     done = train("--dry-run")
     assert done.returncode == 0, done.stderr

@@ -99,10 +99,17 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises ValueError with one line per problem, each naming the file (or the command line), the
     section, the key and what to write instead.
     """
-    tree = _read_yaml(path)
+    return from_tree(_read_yaml(path), str(path), overrides)
+
+
+def from_tree(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:
+    """As `load`, of sections that are already parsed, such as those kept in the checkpoint `where`.
+
+    `tree` stays as it is.
+    """
+    tree = dict(tree)
     for override in overrides:
         _apply(tree, override)
-    where = str(path)
     model = _model(tree.pop("model", {}), where)
     config = dataclasses.replace(convert(tree, Config, where), model=model)
     problems = list(_problems(config)) or list(_model_problems(config))

@@ -170,9 +170,9 @@ def load_published(
 
     These are none, or with `new_classifier` all classifiers and their norms, whose published values
     are then not looked at. A dict around the state dict (key `model` or `state_dict`) and a leading
-    `module.` of the names are taken off. A fusion network is set to the published reshape, with which its
-    weights were trained. Raises ValueError for names that are unknown or missing and for shapes
-    that differ.
+    `module.` of the names are taken off. A fusion network is set to the published reshape, with
+    which its weights were trained. Raises ValueError for names that are unknown or missing and for
+    shapes that differ.
     """
     published_state = _unwrapped(state_dict)
     names = published_names(model, prefix)

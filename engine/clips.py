@@ -101,7 +101,5 @@ def class_names(data: DataConfig) -> list[str]:
 
 def _open(data: DataConfig, which: str, seed: int) -> ClipSource:
     index = scan(data, which)
-    boxes = None
-    if data.modality == "depth" and data.depth_encoding == "wrapped_jet":
-        boxes = depth_boxes(index, data)
-    return ClipSource(index, data, seed, boxes)
+    boxed = any(map(data.boxed, data.modalities))
+    return ClipSource(index, data, seed, depth_boxes(index, data) if boxed else None)

@@ -22,6 +22,18 @@ from pipelines.config import DataConfig
 FROM_DATA = ("num_classes", "num_frames", "branch_frames")
 """Model options that follow from the data section, so that the two can never disagree."""
 
+DECOUPLED = ("decoupled", "decoupled_fusion")
+"""The networks of CVPR'22."""
+
+NETWORK_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "decoupled_fusion": {
+        "data": {"modality": "rgbd"},
+        "loss": {"branch_weight": 1.0, "recoupling_delay": 0},
+        "train": {"temperature": [1.0, 1.0]},
+    },
+}
+"""Where a network was published with other values than the dataclasses' defaults."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -111,6 +123,11 @@ def from_tree(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -
     for override in overrides:
         _apply(tree, override)
     model = _model(tree.pop("model", {}), where)
+    for section, values in NETWORK_DEFAULTS.get(model.name, {}).items():
+        if isinstance(tree.get(section), dict):  # whatever else it is, is reported below
+            tree[section] = values | tree[section]
+        else:
+            tree.setdefault(section, dict(values))
     config = dataclasses.replace(convert(tree, Config, where), model=model)
     problems = list(_problems(config)) or list(_model_problems(config))
     if problems:
@@ -264,7 +281,7 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
     for section in ("data", "loss", "optim", "train"):
         for key, text in getattr(config, section).problems():
             yield section, f"{key} {text}"
-    if config.model.name == "decoupled":
+    if config.model.name in DECOUPLED:
         yield from (("data", text) for text in _decoupled_problems(config))
 
 
@@ -278,8 +295,15 @@ def _model_problems(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _decoupled_problems(config: Config) -> Iterator[str]:
-    """What the CVPR'22 network asks of its clips."""
+    """What the CVPR'22 networks ask of their clips."""
     data = config.data
+    fusion = config.model.name == "decoupled_fusion"
+    if fusion != (data.modality == "rgbd"):
+        other = "decoupled" if fusion else "decoupled_fusion"
+        yield (
+            f"modality is {data.modality}, but model.name {config.model.name} takes "
+            f"{'rgbd' if fusion else 'rgb or depth'}; set it so, or model.name to {other}"
+        )
     longest = max(data.branch_frames, default=0)
     if longest > data.num_frames:
         yield f"branch_frames holds {longest}, more than num_frames = {data.num_frames}"

@@ -16,7 +16,7 @@ from engine.losses import LossConfig, training_loss
 from engine.optim import scheduled_lr, temperature_at
 from engine.run import RunDirectory
 from models.registry import build_model
-from pipelines.batch import Batch
+from pipelines.batch import Batch, one_or_each
 from pipelines.config import DataConfig
 
 SHOWN_EPOCHS = 12
@@ -66,7 +66,7 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
     share = config.train.global_batch // ranks.world_size
     with FakeTensorMode(), torch.device(ranks.device):
         model = build_model(config.model.name, **model_options(config))
-        batch = _shapes(share, config.data)
+        batch = empty_batch(share, config.data)
         if precision.weights == torch.float64:  # counted in float32, which is half of it
             single = Precision.choose("fp32", ranks.device)
             activations = 2 * kept_bytes(model, batch, config.loss, single)
@@ -102,11 +102,12 @@ def kept_bytes(model: nn.Module, batch: Batch, loss: LossConfig, precision: Prec
     return sum(kept.values())
 
 
-def _shapes(share: int, data: DataConfig) -> Batch:
-    """An empty batch of `share` clips, on the default device."""
-    frames = (share, 1, data.num_frames, data.size, data.size)
-    clip = torch.empty(share, 3, *frames[2:])
-    indices = tuple(torch.zeros(share, f, dtype=torch.int64) for f in data.branch_frames)
-    label = torch.zeros(share, dtype=torch.int64)
-    motion = torch.empty(frames) if data.motion_window else None
-    return Batch(clip, motion, label, indices, label)
+def empty_batch(num_clips: int, data: DataConfig) -> Batch:
+    """A batch of the loader's shapes without contents, on the default device."""
+    frames = (data.num_frames, data.size, data.size)
+    clips = tuple(torch.empty(num_clips, 3, *frames) for _ in data.modalities)
+    maps = tuple(torch.empty(num_clips, 1, *frames) for _ in data.modalities)
+    indices = tuple(torch.zeros(num_clips, f, dtype=torch.int64) for f in data.branch_frames)
+    label = torch.zeros(num_clips, dtype=torch.int64)
+    motion = one_or_each(maps) if data.motion_window else None
+    return Batch(one_or_each(clips), motion, label, indices, label)

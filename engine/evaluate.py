@@ -12,11 +12,11 @@ if not __package__:  # run as a file: find the project's packages from any worki
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from engine import checkpoint
 from engine.clips import Clips, class_names, open_clips
@@ -26,46 +26,46 @@ from engine.loop import Precision, predict
 from engine.metrics import Scores, as_text
 from engine.optim import temperature_at
 from engine.report import confusion
-from models.output import ModelOutput
+from engine.scores import ScoreKeeper
 from models.registry import build_model
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, clips: Clips, config: Config, ranks: Ranks, precision: Precision, epoch: int
+    model: nn.Module,
+    clips: Clips,
+    config: Config,
+    ranks: Ranks,
+    precision: Precision,
+    epoch: int,
+    keeper: ScoreKeeper | None = None,
 ) -> dict[str, Any]:
     """Scores of the whole evaluation list (engine/metrics.py, Scores.table), equal on all ranks.
 
     `model` is the network itself, outside of DistributedDataParallel: ranks may have different
-    numbers of batches. The logits are divided by the temperature of `epoch`.
+    numbers of batches. The logits are divided by the temperature of `epoch`. `keeper` takes those
+    of every clip.
     """
-    train, data = config.train, config.data
+    train = config.train
     temperature = temperature_at(epoch, *train.temperature, train.temperature_epochs)
-    heads = head_names(model_options(config).get("branch_frames", ()))
-    scores = Scores(heads, data.num_classes, ranks.device)
+    scores = Scores(head_names(model), config.data.num_classes, ranks.device)
     was_training = model.training
     model.eval()
     for batch in clips.eval_batches():
-        logits = all_heads(predict(model, batch, temperature, precision))
+        logits = [head.float() for head in predict(model, batch, temperature, precision).heads()]
         loss = F.cross_entropy(logits[0], batch.label, reduction="sum")
         scores.add(logits, batch.label, loss)
+        if keeper is not None:
+            keeper.add(batch.index, logits)
     model.train(was_training)
     for sums in scores.tensors():
         ranks.sum(sums)
     return scores.table()
 
 
-def all_heads(output: ModelOutput) -> list[Tensor]:
-    """Merged logits, then the sum of the branches and each branch where there are any, (B, K)."""
-    branches = [branch.float() for branch in output.branch_logits]
-    total = [torch.stack(branches).sum(0)] if branches else []
-    return [output.logits.float(), *total, *branches]
-
-
-def head_names(branch_frames: Sequence[int]) -> list[str]:
-    """Names of `all_heads`, e.g. merged, sum, 16 frames, 32 frames, 48 frames."""
-    branches = [f"{frames} frames" for frames in branch_frames]
-    return ["merged", *(["sum"] if branches else []), *branches]
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """What the network calls the tensors of `ModelOutput.heads`; the first is its prediction."""
+    return cast("tuple[str, ...]", model.head_names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,14 +85,17 @@ def _evaluate_checkpoint(options: argparse.Namespace, ranks: Ranks) -> None:
     ranks.agree(lambda: checkpoint.load_model(model, state, path))
     network = unwrap(place(model, ranks, precision.weights))
     epoch = max(state["progress"]["epoch"] - 1, 0)  # `progress` counts finished epochs
-    table = evaluate(network, clips, config, ranks, precision, epoch)
+    keeper = ScoreKeeper()
+    table = evaluate(network, clips, config, ranks, precision, epoch, keeper)
+    scores = keeper.gather(ranks, clips.evaluation.index, head_names(network))
     if ranks.is_main:
         out = Path(options.out or path.parent)
         out.mkdir(parents=True, exist_ok=True)
         (out / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
+        scores.save(out / "scores.npz")
         confusion(table["confusion"], class_names(config.data), out / "confusion.png")
         print(as_text(table))
-        print(f"written: {out / 'evaluation.json'}, {out / 'confusion.png'}")
+        print(f"written to {out}: evaluation.json, scores.npz, confusion.png")
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -101,8 +104,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
     parser.add_argument(
-        "--out", metavar="FOLDER", help="where evaluation.json and confusion.png go (default: "
-        "beside the checkpoint)",
+        "--out", metavar="FOLDER", help="where evaluation.json, scores.npz and confusion.png go "
+        "(default: beside the checkpoint)",
     )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser

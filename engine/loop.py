@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +49,19 @@ def predict(
     model: nn.Module, batch: Batch, temperature: float, precision: Precision
 ) -> ModelOutput:
     """One forward pass. Pixels are multiples of 1/256 below 1, exact in every 16-bit type."""
-    clip = batch.clip.to(precision.compute)
-    motion = None if batch.motion is None else batch.motion.to(precision.weights)
+    clip = _cast(batch.clip, precision.compute)
+    motion = None if batch.motion is None else _cast(batch.motion, precision.weights)
     with precision.autocast():
         return model(
             clip, motion=motion, branch_indices=batch.branch_indices, temperature=temperature
         )
+
+
+def _cast(videos: Tensor | tuple[Tensor, ...], dtype: torch.dtype) -> Any:
+    """One modality's tensor, or a tuple of several, in `dtype`."""
+    if isinstance(videos, Tensor):
+        return videos.to(dtype)
+    return tuple(video.to(dtype) for video in videos)
 
 
 class TrainStep:
@@ -85,5 +93,6 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        top1 = (output.logits.detach().argmax(1) == batch.label).double().mean()
+        prediction = output.heads()[0].detach().argmax(1)
+        top1 = (prediction == batch.label).double().mean()
         return {"loss": loss.detach(), **parts, "top1": top1}

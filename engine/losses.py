@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.output import ModelOutput
+from models.output import FusionOutput, ModelOutput
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the unimodal loss (CVPR'22, published values as defaults)."""
+    """Weights of the loss's parts; defaults are the published values of CVPR'22's unimodal network,
+    and engine/config.py holds where those of other networks differ."""
 
     label_smoothing: float = 0.1
     branch_weight: float = 0.5
-    """Weight of each branch's cross-entropy beside 1 for the merged logits."""
+    """Weight of the cross-entropy of each branch (of each modality in a fusion network) beside 1
+    for the merged (fused) logits."""
 
     recoupling_weight: float = 1.0
     recoupling_temperature: float = 0.5
@@ -30,13 +32,22 @@ class LossConfig:
     """The published loss is a sum over one GPU's clips; ours is the mean over the global batch
     times this, their number per GPU, so that it depends on no number of ranks."""
 
+    reconstruction_weight: float = 1.0
+    """Fusion network: squared distance of the decoded token from each modality's."""
+
+    modality_weight: float = 1.0
+    """Fusion network: cross-entropy of telling the modalities' tokens apart."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong with it) of every impossible value."""
         if not 0 <= self.label_smoothing < 1:
             yield "label_smoothing", f"is {self.label_smoothing}; it must be in [0, 1)"
         if self.recoupling_temperature <= 0:
             yield "recoupling_temperature", "must be positive"
-        for key in ("branch_weight", "recoupling_weight", "recoupling_delay", "recoupling_scale"):
+        for key in (
+            "branch_weight", "recoupling_weight", "recoupling_delay", "recoupling_scale",
+            "reconstruction_weight", "modality_weight",
+        ):  # fmt: skip
             if getattr(self, key) < 0:
                 yield key, "is negative"
 
@@ -44,39 +55,61 @@ class LossConfig:
 def training_loss(
     output: ModelOutput, label: Tensor, config: LossConfig, epoch: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of this rank's clips -> (scalar, its detached parts `merged`, `branches`, `recoupling`).
+    """Loss of this rank's clips -> (scalar, its detached parts by name, before their weights).
 
-    Every part is a mean over clips, so that averaging gradients over ranks of equal batches gives
-    the loss of the global batch. label (B,) int64.
+    Parts are `merged`, and where the network has them `branches`, `recoupling`, `reconstruction`
+    and `modality`. Each is a mean over clips, so that averaging gradients over ranks of equal
+    batches gives the loss of the global batch. label (B,) int64.
     """
-    merged = _cross_entropy(output.logits, label, config)
-    total = merged
-    parts = {"merged": merged.detach()}
+    parts = {"merged": _cross_entropy(output.logits, label, config)}
+    weights = {"merged": 1.0}
     if output.branch_logits:
-        branches = torch.stack([_cross_entropy(x, label, config) for x in output.branch_logits])
-        total = total + config.branch_weight * branches.sum()
-        parts["branches"] = branches.sum().detach()
-    if output.recoupling_student is not None and output.recoupling_teacher is not None:
-        recoupling = recoupling_loss(
-            output.recoupling_student, output.recoupling_teacher, config.recoupling_temperature
-        )
+        branches = [_cross_entropy(logits, label, config) for logits in output.branch_logits]
+        parts["branches"] = torch.stack(branches).sum()
+        weights["branches"] = config.branch_weight
+    if output.recoupled:
+        temperature = config.recoupling_temperature
+        recoupling = [recoupling_loss(*pair, temperature) for pair in output.recoupled]
+        parts["recoupling"] = torch.stack(recoupling).sum()
         # Weight 0, not absence, during the delay: every parameter gets a gradient in every step,
         # which DistributedDataParallel counts on.
-        weight = config.recoupling_weight if epoch >= config.recoupling_delay else 0.0
-        total = total + weight * config.recoupling_scale * recoupling
-        parts["recoupling"] = recoupling.detach()
-    return total, parts
+        started = epoch >= config.recoupling_delay
+        weights["recoupling"] = config.recoupling_weight * config.recoupling_scale * started
+    if isinstance(output, FusionOutput):
+        parts["reconstruction"] = reconstruction_loss(output)
+        parts["modality"] = modality_loss(output)
+        weights["reconstruction"] = config.reconstruction_weight
+        weights["modality"] = config.modality_weight
+    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    return total, {name: part.detach() for name, part in parts.items()}
 
 
 def recoupling_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(softmax(teacher / t) || softmax(student / t)), mean over clips; both (B, D)."""
-    # In float32 at least: a 16-bit log-softmax over D values loses the small probabilities.
-    student, teacher = (x if x.dtype == torch.float64 else x.float() for x in (student, teacher))
-    log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    # A 16-bit log-softmax over D values loses the small probabilities.
+    log_student = F.log_softmax(_exact(student) / temperature, dim=1)
+    log_teacher = F.log_softmax(_exact(teacher) / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
+def reconstruction_loss(output: FusionOutput) -> Tensor:
+    """Mean squared distance of the decoded token from the RGB and from the depth token, added; the
+    gradient reaches both sides, as published."""
+    assert output.decoded is not None
+    decoded = _exact(output.decoded)
+    return torch.stack([F.mse_loss(decoded, _exact(t)) for t in output.modality_tokens]).sum()
+
+
+def modality_loss(output: FusionOutput) -> Tensor:
+    """Cross-entropy of recognising the RGB token as RGB and the depth token as not, added."""
+    rgb, depth = (_exact(score) for score in output.modality_logits)
+    return F.softplus(-rgb).mean() + F.softplus(depth).mean()
+
+
 def _cross_entropy(logits: Tensor, label: Tensor, config: LossConfig) -> Tensor:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, label, label_smoothing=config.label_smoothing)
+    return F.cross_entropy(_exact(logits), label, label_smoothing=config.label_smoothing)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values if values.dtype == torch.float64 else values.float()

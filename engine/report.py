@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -54,25 +53,24 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path)
 
 
 def contact_sheet(batch: Batch, clips: Sequence[str], path: Path) -> None:
-    """First clips of a batch as PNG: a row of frames and below it their motion maps, each."""
-    shown = min(len(clips), SHEET_CLIPS, batch.clip.shape[0])
-    frames = np.linspace(0, batch.clip.shape[2] - 1, SHEET_FRAMES).round().astype(int)
-    pixels = batch.clip[:shown].float().permute(0, 2, 3, 4, 1).cpu().numpy()
-    pixels = np.rint(pixels * 128 + 127.5).astype(np.uint8)
-    rows_per_clip = 1 if batch.motion is None else 2
-    figure = Figure(figsize=(SHEET_FRAMES * 1.3, shown * rows_per_clip * 1.4), layout="constrained")
-    axes = figure.subplots(shown * rows_per_clip, SHEET_FRAMES, squeeze=False)
-    heat = matplotlib.colormaps["inferno"]
+    """First clips of a batch as PNG. Of each a row of frames per modality (RGB above depth), and
+    below them as many rows of motion maps."""
+    shown = min(len(clips), SHEET_CLIPS, len(batch.label))
+    rows = [clip[:shown].float().permute(0, 2, 3, 4, 1).cpu().numpy() for clip, _ in batch.streams]
+    rows = [np.rint(pixels * 128 + 127.5).astype(np.uint8) for pixels in rows]
+    rows += [maps[:shown, 0].cpu().numpy() for _, maps in batch.streams if maps is not None]
+    frames = np.linspace(0, rows[0].shape[1] - 1, SHEET_FRAMES).round().astype(int)
+    figure = Figure(figsize=(SHEET_FRAMES * 1.3, shown * len(rows) * 1.4), layout="constrained")
+    axes = figure.subplots(shown * len(rows), SHEET_FRAMES, squeeze=False)
     for clip in range(shown):
-        row = axes[clip * rows_per_clip]
-        row[0].set_title(clips[clip], fontsize=8, loc="left")
-        for axis, frame in zip(row, frames, strict=True):
-            axis.imshow(pixels[clip, frame])
+        first = clip * len(rows)
+        axes[first, 0].set_title(clips[clip], fontsize=8, loc="left")
+        for row, images in enumerate(rows):
+            for axis, frame in zip(axes[first + row], frames, strict=True):
+                # The colours and their range are for the maps: imshow takes RGB as it is.
+                axis.imshow(images[clip, frame], cmap="inferno", vmin=0, vmax=2)
+        for axis, frame in zip(axes[first + len(batch.streams) - 1], frames, strict=True):
             axis.set_xlabel(f"frame {frame}", fontsize=6, labelpad=1)
-        if batch.motion is not None:
-            maps = batch.motion[clip, 0].cpu().numpy()
-            for axis, frame in zip(axes[clip * rows_per_clip + 1], frames, strict=True):
-                axis.imshow(maps[frame], cmap=heat, vmin=0, vmax=2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)

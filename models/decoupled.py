@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.output import ModelOutput
+from models.output import ModelOutput, Recoupled
 from models.recoupling import Recoupling
 from models.spatial import MOTION_MULTIPLE, SpatialNetwork
 from models.temporal import Head, TemporalBranch
@@ -18,7 +18,8 @@ class DecoupledNetwork(nn.Module):
     (token width) scale it down. Layers start as torch initialises them, position embeddings and
     class tokens standard normal, motion attention as a doubling, to which `motion_gain` adds that
     many times the features under the motion maps (4 lets a small network learn many times as fast).
-    Raises ValueError naming the option whose value is impossible.
+    With `num_classes` 0 it has no heads and serves as one half of the fusion network. Raises
+    ValueError naming the option whose value is impossible.
     """
 
     def __init__(
@@ -65,7 +66,13 @@ class DecoupledNetwork(nn.Module):
             )
             for frames in branch_frames
         )
-        self.heads = nn.ModuleList(Head(dim, num_classes) for _ in branch_frames)
+        num_heads = len(self.branches) if num_classes else 0
+        self.heads = nn.ModuleList(Head(dim, num_classes) for _ in range(num_heads))
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of `ModelOutput.heads`."""
+        return ("merged", "sum", *(f"{frames} frames" for frames in self.branch_frames))
 
     def forward(
         self,
@@ -82,30 +89,46 @@ class DecoupledNetwork(nn.Module):
         branch_indices: one (B, f) int64 per branch, which of the T frames it sees; by default the
         middle frames of f equal segments.
         temperature: what the class scores are divided by.
-        Raises ValueError if a shape does not fit.
+        Raises ValueError if a shape does not fit, and for a network without heads.
         """
-        self._check_shapes(clip, motion, branch_indices)
-        tokens = self.spatial(clip, motion)  # (B, T, D)
-        student = None
-        if self.recoupling is not None:
-            tokens, student = self.recoupling(tokens)
-
-        indices: Sequence[Tensor | None] = branch_indices or [None] * len(self.branches)
-        class_tokens = [  # one (B, D) per branch
-            branch(tokens, seen) for branch, seen in zip(self.branches, indices, strict=True)
-        ]
+        if not self.heads:
+            raise ValueError("a network of 0 classes gives tokens only: use its `class_tokens`")
+        tokens = self.frame_tokens(clip, motion)
+        class_tokens, recoupled = self.class_tokens(tokens, branch_indices)
         branch_logits = tuple(
             head(token) / temperature for head, token in zip(self.heads, class_tokens, strict=True)
         )
-        output = ModelOutput(torch.stack(branch_logits).amax(0), branch_logits)
-        if student is not None:
-            output.recoupling_student = student
-            output.recoupling_teacher = torch.stack(class_tokens).detach().mean(0)
-        return output
+        return ModelOutput(torch.stack(branch_logits).amax(0), branch_logits, recoupled)
 
-    def _check_shapes(
-        self, clip: Tensor, motion: Tensor | None, branch_indices: Sequence[Tensor] | None
-    ) -> None:
+    def frame_tokens(self, clip: Tensor, motion: Tensor | None = None) -> Tensor:
+        """clip (B, 3, T, H, W), motion (B, 1, T, H, W) or None -> (B, T, D).
+
+        Raises ValueError if a shape does not fit.
+        """
+        self._check_clip(clip, motion)
+        return self.spatial(clip, motion)
+
+    def class_tokens(
+        self, tokens: Tensor, branch_indices: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], tuple[Recoupled, ...]]:
+        """Frame tokens (B, T, D) -> one class token (B, D) per branch, and what the recoupling
+        loss compares: nothing without a recoupling module.
+
+        branch_indices: one (B, f) int64 per branch. Raises ValueError if a shape does not fit.
+        """
+        self._check_branches(tokens, branch_indices)
+        student = None
+        if self.recoupling is not None:
+            tokens, student = self.recoupling(tokens)
+        indices: Sequence[Tensor | None] = branch_indices or [None] * len(self.branches)
+        class_tokens = [
+            branch(tokens, seen) for branch, seen in zip(self.branches, indices, strict=True)
+        ]
+        if student is None:
+            return class_tokens, ()
+        return class_tokens, (Recoupled(student, torch.stack(class_tokens).detach().mean(0)),)
+
+    def _check_clip(self, clip: Tensor, motion: Tensor | None) -> None:
         shape = tuple(clip.shape)
         fits = len(shape) == 5 and shape[1:3] == (3, self.num_frames)
         _require(fits, "clip", shape, f"(B, 3, {self.num_frames}, H, W)")
@@ -116,9 +139,11 @@ class DecoupledNetwork(nn.Module):
         if motion is not None:
             expected = (shape[0], 1, *shape[2:])
             _require(motion.shape == expected, "motion", tuple(motion.shape), str(expected))
+
+    def _check_branches(self, tokens: Tensor, branch_indices: Sequence[Tensor] | None) -> None:
         if branch_indices is not None:
             found = [tuple(indices.shape) for indices in branch_indices]
-            wanted = [(shape[0], frames) for frames in self.branch_frames]
+            wanted = [(len(tokens), frames) for frames in self.branch_frames]
             _require(found == wanted, "branch_indices", found, str(wanted))
 
 
@@ -132,7 +157,7 @@ def _check_frames(num_frames: int, branch_frames: Sequence[int]) -> None:
 
 
 def _check_sizes(num_classes: int, num_blocks: int, width: int, dim: int) -> None:
-    _require(num_classes >= 1, "num_classes", num_classes, "at least 1")
+    _require(num_classes >= 0, "num_classes", num_classes, "at least 0")
     _require(num_blocks >= 1, "num_blocks", num_blocks, "at least 1")
     _require(width >= 4 and width % 4 == 0, "width", width, "a multiple of 4")
     _require(dim >= 64 and dim % 64 == 0, "dim", dim, "a multiple of 64")

@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from models.decoupled import DecoupledNetwork
+from models.fusion import FusionNetwork
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "decoupled": DecoupledNetwork,
+    "decoupled_fusion": FusionNetwork,
 }
 
 

@@ -1,16 +1,17 @@
-"""Published checkpoints of the CVPR'22 network: their names and order, to ours and back.
+"""Published checkpoints of the CVPR'22 networks: their names and order, to ours and back.
 
-One table; both directions and the order of the parameters come from it. Shapes are equal: nothing
-is transposed or reshaped. Reading files is left to the caller.
+One table per network; both directions and the order of the parameters come from it. Shapes are
+equal: nothing is transposed or reshaped. Reading files is left to the caller.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.decoupled import DecoupledNetwork
+from models.fusion import FusionNetwork
 
 BRANCHES = ("small", "media", "large")
 UNITS = {"conv1": "Conv3d_1a_7x7", "conv2b": "Conv3d_2b_1x1", "conv2c": "Conv3d_2c_3x3"}
@@ -38,10 +39,50 @@ RECOUPLING = {
     "norm": "project.3",
     "student": "linear",
 }
+INTERACTION = {"reduce": "0", "norm": "1", "out": "3"}
+
+CLASSIFIERS = ("heads.", "classifier.")
+"""Begins our names of what depends on the number of classes."""
+
+Rows = list[tuple[str, str]]
+"""Our module or parameter and the published one, in the published order of registration."""
 
 
-def table(num_blocks: int) -> list[tuple[str, str]]:
-    """Rows (our module or parameter, the published one) in the published order of registration."""
+def table(model: nn.Module) -> Rows:
+    """The rows of this network. Raises ValueError where it has no published counterpart."""
+    if isinstance(model, FusionNetwork):
+        return _fusion_rows(model)
+    if isinstance(model, DecoupledNetwork):
+        if len(model.branches) == len(BRANCHES):
+            return _unimodal_rows(model.num_blocks)
+        raise ValueError(
+            f"published networks have {len(BRANCHES)} branches, this one {len(model.branches)}"
+        )
+    raise ValueError(f"no published layout is known for {type(model).__name__}")
+
+
+def _fusion_rows(model: FusionNetwork) -> Rows:
+    rows = [
+        ("encoder", "fusion_model.encoder.enconv"),
+        ("decoder", "fusion_model.decoder.deconv"),
+        ("classifier", "fusion_model.efc"),
+        ("discriminator", "fc"),
+    ]
+    for trunk, published in ((model.rgb, "Modalit_rgb"), (model.depth, "Modalit_depth")):
+        name = published.removeprefix("Modalit_")
+        rows += [(f"{name}.{ours}", f"{published}.{theirs}") for ours, theirs in table(trunk)]
+    for ours, published in (
+        ("spatial_interaction", "crossFusion"),
+        ("temporal_interaction", "crossFusionT"),
+    ):
+        rows += [(f"{ours}.{o}", f"{published}.{p}") for o, p in INTERACTION.items()]
+    for i in range(len(model.heads)):
+        rows += [(f"heads.{i}.norm", f"classifier{i + 1}.0")]
+        rows += [(f"heads.{i}.linear", f"classifier{i + 1}.1")]
+    return rows
+
+
+def _unimodal_rows(num_blocks: int) -> Rows:
     rows = [("spatial.token_norm", "LinearMap.0"), ("spatial.token_linear", "LinearMap.1")]
     for ours, published in UNITS.items():
         rows += _unit(f"spatial.{ours}", published)
@@ -66,11 +107,11 @@ def table(num_blocks: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _unit(ours: str, published: str) -> list[tuple[str, str]]:
+def _unit(ours: str, published: str) -> Rows:
     return [(f"{ours}.conv", f"{published}.conv3d"), (f"{ours}.norm", f"{published}.bn")]
 
 
-def _inception(ours: str, published: str) -> list[tuple[str, str]]:
+def _inception(ours: str, published: str) -> Rows:
     rows = []
     for path, published_path in PATHS.items():
         rows += _unit(f"{ours}.{path}", f"{published}.{published_path}")
@@ -83,24 +124,26 @@ def published_names(model: nn.Module, prefix: str = "") -> "OrderedDict[str, str
     `prefix` comes before the published names. Raises ValueError for a network that has no
     published counterpart and for a key of ours that has no row.
     """
-    if not isinstance(model, DecoupledNetwork):
-        raise ValueError(f"no published layout is known for {type(model).__name__}")
-    if len(model.branches) != len(BRANCHES):
-        raise ValueError(
-            f"published networks have {len(BRANCHES)} branches, this one {len(model.branches)}"
-        )
+    rows = table(model)
     ours_by_row: dict[str, list[str]] = {}
     for key in model.state_dict():
-        for row in (key, key.rpartition(".")[0]):  # a parameter's own row, or its module's
+        for row in _ancestors(key):  # a parameter's own row, or that of a module it is in
             ours_by_row.setdefault(row, []).append(key)
     names: OrderedDict[str, str] = OrderedDict()
-    for ours, published in table(model.num_blocks):
+    for ours, published in rows:
         for key in ours_by_row.get(ours, ()):
             names[key] = prefix + published + key.removeprefix(ours)
     for key in model.state_dict():
         if key not in names:
             raise ValueError(f"models/upstream.py: no row for our {key!r}; add one to `table`")
     return names
+
+
+def _ancestors(key: str) -> Iterator[str]:
+    """`a.b.c` -> `a.b.c`, `a.b`, `a`"""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def published_parameters(model: nn.Module) -> list[str]:
@@ -125,14 +168,15 @@ def load_published(
 ) -> list[str]:
     """Copy a published state dict into `model`, strictly; returns our names left as initialised.
 
-    These are none, or with `new_classifier` all of the heads, whose published values are then not
-    looked at. A dict around the state dict (key `model` or `state_dict`) and a leading `module.` of
-    the names are taken off. Raises ValueError for names that are unknown or missing and for shapes
-    that differ.
+    These are none, or with `new_classifier` all classifiers and their norms, whose published values
+    are then not looked at. A dict around the state dict (key `model` or `state_dict`) and a leading
+    `module.` of the names are taken off. A fusion network is set to the published reshape, with
+    which its weights were trained. Raises ValueError for names that are unknown or missing and for
+    shapes that differ.
     """
     published_state = _unwrapped(state_dict)
     names = published_names(model, prefix)
-    skipped = [ours for ours in names if new_classifier and ours.startswith("heads.")]
+    skipped = [ours for ours in names if new_classifier and ours.startswith(CLASSIFIERS)]
     _check_names(published_state, names, skipped, prefix)
 
     own = model.state_dict()
@@ -142,9 +186,11 @@ def load_published(
             raise ValueError(
                 f"published {names[key]!r} is {tuple(tensor.shape)}, the model's {key!r} "
                 f"{tuple(own[key].shape)}: build the model with the checkpoint's options"
-                + (", or load with new_classifier=True" if key.startswith("heads.") else "")
+                + (", or load with new_classifier=True" if key.startswith(CLASSIFIERS) else "")
             )
     model.load_state_dict(loaded, strict=not skipped)
+    if isinstance(model, FusionNetwork):
+        model.published_reshape = True
     return skipped
 
 

@@ -1,18 +1,27 @@
 """The layout contract between the pipelines and the training loop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+Streams = Tensor | tuple[Tensor, ...]
+"""Of a single modality, or of each: RGB, then depth."""
+
+
+def one_or_each(tensors: Sequence[Tensor]) -> Streams:
+    """One tensor per modality -> as a batch holds them."""
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 @dataclass(frozen=True)
 class Batch:
     """B clips of T frames on one device."""
 
-    clip: Tensor
+    clip: Streams
     """(B, 3, T, H, W) pixels as (v - 127.5) / 128, float32 or float16, channels_last_3d."""
 
-    motion: Tensor | None
+    motion: Streams | None
     """(B, 1, T, H, W) float32 rank-pooling motion maps, or None where the model takes none."""
 
     label: Tensor
@@ -23,3 +32,10 @@ class Batch:
 
     index: Tensor
     """(B,) int64, on the CPU: the clips' places in their list."""
+
+    @property
+    def streams(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """`clip` and `motion` of each modality."""
+        clips = self.clip if isinstance(self.clip, tuple) else (self.clip,)
+        maps = self.motion if isinstance(self.motion, tuple) else (self.motion,) * len(clips)
+        return tuple(zip(clips, maps, strict=True))

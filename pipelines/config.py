@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LAYOUTS = ("generic", "ntu", "nvgesture", "isogd", "thu_read", "jester")
-MODALITIES = ("rgb", "depth")
+MODALITIES = ("rgb", "depth", "rgbd")
 DEPTH_ENCODINGS = ("color", "wrapped_jet", "metric")
 
 
@@ -39,7 +39,12 @@ class DataConfig:
     num_classes: int
 
     modality: str = "rgb"
-    """`rgb` or `depth`."""
+    """`rgb`, `depth`, or `rgbd`: both of each clip, the same frames of them, RGB first."""
+
+    paired_view: bool = True
+    """With `rgbd`, one draw of rotation, crop and flip for both: what is at the same share of the
+    two frames' width and height (with boxes, of RGB's frame and of depth's box) ends at the same
+    pixel. False: the published draws, each its own. Evaluation views are fixed either way."""
 
     layout: str = "generic"
     """One of generic, ntu, nvgesture, isogd, thu_read, jester: where frames are and how they are
@@ -111,9 +116,17 @@ class DataConfig:
     cache folder where `root` cannot be written."""
 
     @property
-    def depth_in_mm(self) -> bool:
+    def modalities(self) -> tuple[str, ...]:
+        """What a clip consists of, in the order of a batch: `rgb`, `depth` or both."""
+        return ("rgb", "depth") if self.modality == "rgbd" else (self.modality,)
+
+    def in_mm(self, modality: str) -> bool:
         """Whether frames are 16-bit depth still to be coloured, rather than images as they are."""
-        return self.modality == "depth" and self.depth_encoding != "color"
+        return modality == "depth" and self.depth_encoding != "color"
+
+    def boxed(self, modality: str) -> bool:
+        """Whether a network sees only each frame's region of interest (pipelines/depth.py)."""
+        return modality == "depth" and self.depth_encoding == "wrapped_jet"
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong with it) of every impossible value."""

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from pipelines.config import DataConfig
 from pipelines.depth import JET, metric, wrap
-from pipelines.view import View
+from pipelines.view import View, rotation
 
 Pixels = NDArray[np.uint8]
 
 
-def colour_table(config: DataConfig) -> Pixels | None:
+def colour_table(config: DataConfig, modality: str) -> Pixels | None:
     """(65536, 3) the colour of each distance in millimetres; None where frames are images."""
-    if not config.depth_in_mm:
+    if not config.in_mm(modality):
         return None
     distances = np.arange(2**16, dtype=np.uint16)
     if config.depth_encoding == "wrapped_jet":
@@ -35,24 +35,27 @@ def view_clip(
     colours: Pixels | None,
     boxes: NDArray[np.integer] | None,
     out: Pixels,
+    turned_as: Sequence[NDArray[Any]] | None = None,
 ) -> None:
-    """T frames -> out (T, size, size, 3) uint8 RGB, in place.
+    """T frames of one modality -> out (T, size, size, 3) uint8 RGB, in place.
 
     Frames are (h, w, 3) uint8, or (h, w, 1) uint16 millimetres with `colours` (65536, 3), the
     colour of each distance, and `boxes` (T, 4) left, top, width, height where the encoding has
-    them. One frame after the other stays in the cache from the first step to the last.
+    them. With `turned_as`, the T frames of another modality, what those and these show at one place
+    ends at one pixel; else each turns by itself. One frame after the other stays in the cache from
+    the first step to the last.
     """
     for t, frame in enumerate(frames):
         if colours is not None:
             depth = frame[..., 0] if boxes is None else _cut(frame, *boxes[t])
             frame = colours.take(depth, axis=0)
-        out[t] = _see(frame, view, config)
+        out[t] = _see(frame, view, config, frame if turned_as is None else turned_as[t])
 
 
-def _see(image: Pixels, view: View, config: DataConfig) -> Pixels:
+def _see(image: Pixels, view: View, config: DataConfig, turned_as: NDArray[Any]) -> Pixels:
     """(h, w, 3) -> (size, size, 3)."""
     if view.angle:
-        image = _rotate(image, view.angle)
+        image = _rotate(image, view.angle, turned_as)
     image = _resize(image, *config.resize)
     image = image[view.top : view.top + config.crop, view.left : view.left + config.crop]
     if view.flip:
@@ -67,11 +70,11 @@ def _cut(
     return depth[top : top + height, left : left + width, 0]
 
 
-def _rotate(image: Pixels, angle: int) -> Pixels:
-    """Counter-clockwise about (w/2, h/2) at its own size; bilinear, black border."""
-    height, width = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
-    return cv2.warpAffine(image, matrix, (width, height)).astype(np.uint8, copy=False)
+def _rotate(image: Pixels, angle: int, turned_as: NDArray[Any]) -> Pixels:
+    """Counter-clockwise as that frame about (w/2, h/2), at its own size; bilinear, black border."""
+    size = image.shape[1], image.shape[0]
+    matrix = rotation(angle, size, (turned_as.shape[1], turned_as.shape[0]))
+    return cv2.warpAffine(image, matrix, size).astype(np.uint8, copy=False)
 
 
 def _resize(image: Pixels, width: int, height: int) -> Pixels:

@@ -30,11 +30,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """The usable clips of one list, all of one modality, and where their frames are."""
+    """The usable clips of one list, all of the same modalities, and where their frames are."""
 
     clips: tuple[Clip, ...]
     root: str
-    files: FrameFiles
+    files: dict[str, FrameFiles]
+    """By modality."""
+
     list_path: str
     left_out: int
     """Clips of the list with fewer than `data.min_frames` frames."""
@@ -42,13 +44,9 @@ class ClipIndex:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def frames(self, index: int) -> Frames:
+    def frames(self, index: int, modality: str) -> Frames:
         """The frame files of the clip at `index`."""
-        return clip_frames(self.root, self.files, self.clips[index].name)
-
-    def path(self, index: int, frame: int) -> str:
-        """File of the 0-based usable frame of the clip at `index`."""
-        return self.frames(index).path(frame)
+        return clip_frames(self.root, self.files[modality], self.clips[index].name)
 
 
 Problems = list[tuple[int, str]]
@@ -77,7 +75,8 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
             f"{path}: none of its {len(listed)} clips has data.min_frames={config.min_frames} "
             "frames; lower it or correct the list"
         )
-    return ClipIndex(tuple(clips), root, files[config.modality], path, len(listed) - len(clips))
+    used = {modality: files[modality] for modality in config.modalities}
+    return ClipIndex(tuple(clips), root, used, path, len(listed) - len(clips))
 
 
 def _raise_all(path: str, problems: Problems) -> None:
@@ -134,8 +133,8 @@ def _check_folders(
     log: Callable[[str], None],
 ) -> tuple[list[Clip], Problems]:
     """The clips with their usable frames, and the problems of those that have too few."""
-    # The other modality only matters where a clip may be cut to the frames that both have.
-    modalities = sorted(files) if config.frame_slack else [config.modality]
+    # A modality that is not used matters only where a clip may be cut to the frames both have.
+    modalities = list(files) if config.frame_slack else config.modalities
     frames = {(c, m): clip_frames(root, files[m], c.name) for c in clips for m in modalities}
     counts = count_frames(list(frames.values()), root, open_cache(config, "frames", log))
     usable: list[Clip] = []
@@ -144,8 +143,8 @@ def _check_folders(
         shortest = clip.num_frames
         for modality in modalities:
             count = counts[frames[clip, modality]]
-            if count.error and modality != config.modality:
-                continue  # not on this disk: the run's own modality is all it needs
+            if count.error and modality not in config.modalities:
+                continue  # not on this disk, and not needed
             if count.error or count.num_frames < clip.num_frames - config.frame_slack:
                 problems.append((clip.line, _complaint(clip, frames[clip, modality], count)))
             shortest = min(shortest, count.num_frames)

@@ -48,18 +48,20 @@ LAYOUT_FILES: dict[str, dict[str, FrameFiles]] = {
 def modality_files(config: DataConfig) -> dict[str, FrameFiles]:
     """The frames of each modality that the layout or the config offers.
 
-    Raises ValueError if `config.modality` is not among them or a pattern or rule is unusable.
+    Raises ValueError if one of `config.modalities` is not among them or a pattern or rule is
+    unusable.
     """
     offered = dict(LAYOUT_FILES[config.layout])
     for modality, override in (("rgb", config.rgb), ("depth", config.depth)):
         if override is not None:
             _check(override, modality)
             offered[modality] = override
-    if config.modality not in offered:
-        raise ValueError(
-            f"data.modality: layout '{config.layout}' has no {config.modality} frames; choose "
-            f"{' or '.join(offered)}, or say where they are in data.{config.modality}.pattern"
-        )
+    for modality in config.modalities:
+        if modality not in offered:
+            raise ValueError(
+                f"data.modality: layout '{config.layout}' has no {modality} frames; choose "
+                f"{' or '.join(offered)}, or say where they are in data.{modality}.pattern"
+            )
     return offered
 
 

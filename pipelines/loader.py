@@ -12,12 +12,13 @@ from nvidia.dali.types import DALIDataType
 from torch import Tensor
 
 from pipelines.background import in_background
-from pipelines.batch import Batch
+from pipelines.batch import Batch, one_or_each
 from pipelines.config import DataConfig
 from pipelines.geometry import colour_table, normalise, view_clip
 from pipelines.graph import Requests, decode_graph, path_arrays, run, view_arrays, view_graph
 from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
+from pipelines.source import ClipRequest
 
 
 class Loader:
@@ -37,7 +38,7 @@ class Loader:
         self.device = device
         self.dtype = dtype
         self.threads = threads
-        self._colours = colour_table(config)
+        self._colours = [colour_table(config, modality) for modality in config.modalities]
         self._pipeline: dict[str, Any] = {
             "batch_size": max_batch * config.num_frames,
             "num_threads": threads,
@@ -75,51 +76,66 @@ class Loader:
             **self._pipeline,
         )
         stream = partial(torch.cuda.current_stream, device_id)
+        window = self.config.motion_window
         for requests, outputs in run(graph, view_arrays, plan, self.config, stream):
-            pixels, clip = (
-                torch.from_dlpack(frames.as_tensor()).unflatten(0, (len(requests), -1))
-                for frames in outputs
-            )
-            window = self.config.motion_window
-            motion = motion_maps(pixels, window) if window else None
-            yield self._batch(requests, clip.to(self.dtype), motion)
+            frames = [
+                torch.from_dlpack(part.as_tensor()).unflatten(0, (len(requests), -1))
+                for part in outputs
+            ]
+            pixels, clips = frames[::2], frames[1::2]
+            maps = [motion_maps(part, window) for part in pixels] if window else []
+            yield self._batch(requests, [clip.to(self.dtype) for clip in clips], maps)
 
     def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
         """DALI decodes; then each clip of a batch is one task of a thread pool."""
         graph = partial(decode_graph, config=self.config, device_id=None, **self._pipeline)
         memory = Recycler()
         with ThreadPoolExecutor(self.threads) as pool:
-            for requests, (frames,) in run(graph, path_arrays, plan, self.config):
+            for requests, frames in run(graph, path_arrays, plan, self.config):
                 yield self._cpu_batch(requests, frames, memory, pool)
 
     def _cpu_batch(
-        self, requests: Requests, frames: Sequence[Any], memory: Recycler, pool: Executor
+        self, requests: Requests, decoded: Sequence[Any], memory: Recycler, pool: Executor
     ) -> Batch:
-        """B * T decoded frames, clip after clip -> the batch."""
-        config, window = self.config, self.config.motion_window
+        """B * T decoded frames of each modality, clip after clip -> the batch."""
+        config = self.config
         shape = (len(requests), config.num_frames, config.size, config.size)
-        pixels = memory.empty((*shape, 3), torch.uint8)
-        clip = memory.empty((*shape, 3), self.dtype)
-        maps = memory.empty(shape, torch.float32) if window else None
+        num_maps = len(decoded) if config.motion_window else 0
+        pixels = [memory.empty((*shape, 3), torch.uint8) for _ in decoded]
+        clips = [memory.empty((*shape, 3), self.dtype) for _ in decoded]
+        maps = [memory.empty(shape, torch.float32) for _ in range(num_maps)]
 
         def make_clip(i: int) -> None:
-            request, first = requests[i], i * config.num_frames
-            decoded = [np.asarray(frames[first + t]) for t in range(config.num_frames)]
-            seen = pixels[i].numpy()
-            view_clip(decoded, request.view, config, self._colours, request.boxes, out=seen)
-            normalise(seen, out=clip[i].numpy())
-            if maps is not None:
-                maps[i].numpy()[...] = motion_maps(pixels[i : i + 1], window)[0, 0].numpy()
+            places = range(i * config.num_frames, (i + 1) * config.num_frames)
+            frames = [[np.asarray(part[place]) for place in places] for part in decoded]
+            self._view(requests[i], frames, [part[i].numpy() for part in pixels])
+            for seen, clip in zip(pixels, clips, strict=True):
+                normalise(seen[i].numpy(), out=clip[i].numpy())
+            for stream, part in enumerate(maps):
+                made = motion_maps(pixels[stream][i : i + 1], config.motion_window)
+                part[i].numpy()[...] = made[0, 0].numpy()
 
         list(pool.map(make_clip, range(len(requests))))  # waits, and raises what a task raised
-        return self._batch(requests, clip, None if maps is None else maps[:, None])
+        return self._batch(requests, clips, [part[:, None] for part in maps])
 
-    def _batch(self, requests: Requests, clip: Tensor, motion: Tensor | None) -> Batch:
-        """clip (B, T, H, W, 3) on the device -> the batch; channels_last_3d without a copy."""
+    def _view(
+        self, request: ClipRequest, frames: Sequence[Sequence[Any]], out: Sequence[Any]
+    ) -> None:
+        """T decoded frames of each modality of a clip -> out, (T, size, size, 3) of each."""
+        for i, stream in enumerate(request.streams):
+            turned_as = frames[0] if self.config.paired_view and i else None
+            view_clip(
+                frames[i], stream.view, self.config, self._colours[i], stream.boxes, out[i],
+                turned_as,
+            )  # fmt: skip
+
+    def _batch(self, requests: Requests, clips: Sequence[Tensor], maps: Sequence[Tensor]) -> Batch:
+        """clips (B, T, H, W, 3) and maps (B, 1, T, H, W), or no maps, of each modality, on the
+        device -> the batch; channels_last_3d without a copy."""
         branches = zip(*(request.branch_indices for request in requests), strict=True)
         return Batch(
-            clip=clip.permute(0, 4, 1, 2, 3),
-            motion=motion,
+            clip=one_or_each([clip.permute(0, 4, 1, 2, 3) for clip in clips]),
+            motion=one_or_each(maps) if maps else None,
             label=self._place([request.label for request in requests]),
             branch_indices=tuple(self._place(np.stack(indices)) for indices in branches),
             index=torch.tensor([request.index for request in requests]),

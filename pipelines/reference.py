@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.depth import read_depth  # the reading alone: all arithmetic is done here again
+from pipelines.source import Stream
 from pipelines.view import View
 
 Pixels = NDArray[np.uint8]
@@ -60,12 +61,28 @@ def metric(depth_mm: NDArray[np.uint16], near: int, far: int) -> Pixels:
     return np.stack([grey.astype(np.uint8)] * 3, axis=-1)
 
 
-def rotate(image: Pixels, angle: int) -> Pixels:
-    """(H, W, 3) turned about its middle at its own size: bilinear, black border."""
+def rotate(image: Pixels, angle: int, turned_as: tuple[int, ...] | None = None) -> Pixels:
+    """(H, W, 3) turned about its middle at its own size: bilinear, black border.
+
+    `turned_as`: height and width of another modality's frame, whose turn about its own middle is
+    done to the same places of this one.
+    """
     if angle == 0:
         return image
     height, width = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+    matrix: Any = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+    if turned_as is not None and turned_as[:2] != (height, width):
+        other_height, other_width = turned_as[:2]
+        # Sideways and upright steps count in pixels of other proportions ...
+        k = (width / height) / (other_width / other_height)
+        cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        linear = np.array([[cos, sin * k], [-sin / k, cos]])
+        # ... and that frame's (w/2, h/2), counted from the middle of its first pixel, lies here.
+        centre = (
+            (other_width / 2 + 0.5) * width / other_width - 0.5,
+            (other_height / 2 + 0.5) * height / other_height - 0.5,
+        )
+        matrix = np.column_stack([linear, centre - linear @ centre])
     return cv2.warpAffine(image, matrix, (width, height)).astype(np.uint8)
 
 
@@ -74,9 +91,11 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def see(image: Pixels, view: View, config: DataConfig) -> Pixels:
+def see(
+    image: Pixels, view: View, config: DataConfig, turned_as: tuple[int, ...] | None = None
+) -> Pixels:
     """(H, W, 3) -> (size, size, 3): the frame through the clip's view."""
-    image = resize(rotate(image, view.angle), *config.resize)
+    image = resize(rotate(image, view.angle, turned_as), *config.resize)
     image = image[view.top : view.top + config.crop, view.left : view.left + config.crop]
     if view.flip:
         image = image[:, ::-1]
@@ -100,25 +119,32 @@ def from_frames(
     view: View,
     config: DataConfig,
     boxes: NDArray[np.int64] | None = None,
+    turned_as: Sequence[NDArray[Any]] | None = None,
 ) -> Pixels:
     """T decoded frames, (H, W, 3) uint8 or (H, W) uint16 mm -> (T, size, size, 3) uint8.
 
     boxes (T, 4) left, top, width, height of wrapped_jet; by default each frame's own.
+    turned_as: the T frames of another modality, whose turns these take over (`rotate`).
     """
     images = []
     for t, frame in enumerate(frames):
         if frame.dtype == np.uint16:
             frame = colour(frame, config, None if boxes is None else tuple(boxes[t].tolist()))
-        images.append(see(frame, view, config))
+        images.append(see(frame, view, config, None if turned_as is None else turned_as[t].shape))
     return np.stack(images)
 
 
-def clip_pixels(
-    paths: Sequence[str], view: View, config: DataConfig, boxes: NDArray[np.int64] | None = None
-) -> Pixels:
-    """T files -> (T, size, size, 3) uint8: what the network sees, before `normalise`."""
-    read = read_depth if config.depth_in_mm else read_color
-    return from_frames([read(path) for path in paths], view, config, boxes)
+def clip_pixels(streams: Sequence[Stream], config: DataConfig) -> list[Pixels]:
+    """T files of each modality -> (T, size, size, 3) uint8 of each: what the network sees, before
+    `normalise`. With `config.paired_view` the modalities turn as the first."""
+    frames: list[list[NDArray[Any]]] = []
+    pixels: list[Pixels] = []
+    for modality, stream in zip(config.modalities, streams, strict=True):
+        read = read_depth if config.in_mm(modality) else read_color
+        frames.append([read(path) for path in stream.paths])
+        turned_as = frames[0] if config.paired_view and len(frames) > 1 else None
+        pixels.append(from_frames(frames[-1], stream.view, config, stream.boxes, turned_as))
+    return pixels
 
 
 def normalise(pixels: Pixels) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FRAMES, VIEW, BRANCHES, ORDER = range(4)
+FRAMES, VIEW, BRANCHES, ORDER, DEPTH_VIEW = range(5)
 """What a random generator is for: one more draw for one purpose never shifts another."""
 
 

@@ -1,6 +1,8 @@
 """One clip of a list -> which files, which view, which branch frames. Pure: no file is touched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,24 +10,40 @@ from numpy.typing import NDArray
 from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes
 from pipelines.index import ClipIndex
-from pipelines.sampling import BRANCHES, FRAMES, VIEW, branch_indices, clip_rng, sample_frames
+from pipelines.sampling import (
+    BRANCHES,
+    DEPTH_VIEW,
+    FRAMES,
+    VIEW,
+    branch_indices,
+    clip_rng,
+    sample_frames,
+)
 from pipelines.view import View, draw_view, eval_view
 
 
 @dataclass(frozen=True, eq=False)
+class Stream:
+    """One modality of a clip: T frame files and one view, equal for all of them."""
+
+    paths: tuple[str, ...]
+    """T files, in time."""
+
+    view: View
+    boxes: NDArray[np.int64] | None = None
+    """(T, 4) region of interest as left, top, width, height; None: the whole frame."""
+
+
+@dataclass(frozen=True, eq=False)
 class ClipRequest:
-    """All that decides the pixels of a clip: T frame files and one view, equal for all of them."""
+    """All that decides the pixels of a clip."""
 
     index: int
     """The clip's place in its list."""
 
     label: int
-    paths: tuple[str, ...]
-    """T files, in time."""
-
-    view: View
-    boxes: NDArray[np.int64] | None
-    """(T, 4) region of interest as left, top, width, height; None: the whole frame."""
+    streams: tuple[Stream, ...]
+    """One per modality, as in `DataConfig.modalities`: the same T frames of each."""
 
     branch_indices: tuple[NDArray[np.int64], ...]
     """One (f,) per temporal branch: which of the T frames it sees."""
@@ -50,30 +68,41 @@ class ClipSource:
 
     def train_request(self, epoch: int, clip: int) -> ClipRequest:
         """Random frames, view and branch frames: drawn anew each epoch, the same on any rank."""
-        frames, view, branches = (
-            clip_rng(self.seed, epoch, clip, purpose) for purpose in (FRAMES, VIEW, BRANCHES)
-        )
-        return self._request(clip, frames, draw_view(self.config, view), branches)
+        rng = partial(clip_rng, self.seed, epoch, clip)
+        views = [draw_view(self.config, rng(VIEW))] * len(self.config.modalities)
+        if len(views) > 1 and not self.config.paired_view:
+            views[1] = draw_view(self.config, rng(DEPTH_VIEW))
+        return self._request(clip, rng(FRAMES), views, rng(BRANCHES))
 
     def eval_request(self, clip: int) -> ClipRequest:
         """Middle frames and the fixed view."""
-        return self._request(clip, None, eval_view(self.config), None)
+        views = [eval_view(self.config)] * len(self.config.modalities)
+        return self._request(clip, None, views, None)
 
     def _request(
         self,
         clip: int,
         frames_rng: np.random.Generator | None,
-        view: View,
+        views: Sequence[View],
         branches_rng: np.random.Generator | None,
     ) -> ClipRequest:
-        listed, files, config = self.index.clips[clip], self.index.frames(clip), self.config
+        listed, config = self.index.clips[clip], self.config
         frames = sample_frames(listed.num_frames, config.num_frames, frames_rng)
         return ClipRequest(
             index=clip,
             label=listed.label,
-            paths=tuple(files.path(frame) for frame in frames.tolist()),
-            view=view,
-            boxes=None if self.boxes is None else self.boxes[clip][frames],
+            streams=tuple(
+                self._stream(clip, modality, frames, view)
+                for modality, view in zip(config.modalities, views, strict=True)
+            ),
             branch_indices=branch_indices(config.num_frames, config.branch_frames, branches_rng),
             origin=f"clip {listed.name}, {self.index.list_path}:{listed.line}",
         )
+
+    def _stream(self, clip: int, modality: str, frames: NDArray[np.int64], view: View) -> Stream:
+        files = self.index.frames(clip, modality)
+        boxes = None
+        if self.config.boxed(modality):
+            assert self.boxes is not None, "this depth encoding needs pipelines/depth_boxes.py"
+            boxes = self.boxes[clip][frames]
+        return Stream(tuple(files.path(frame) for frame in frames.tolist()), view, boxes)

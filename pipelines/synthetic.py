@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,6 +67,9 @@ class Options:
 
     depth_size: Size = (128, 96)
     seed: int = 0
+    complementary: bool = False
+    """Push and pull happen in the dark, circles out of the depth sensor's reach: no modality alone
+    can tell all gestures."""
 
     def __post_init__(self) -> None:
         if self.train_clips < 1 or self.eval_clips < 1:
@@ -140,30 +144,22 @@ class Summary:
 
 
 def write_dataset(
-    out: str | Path,
-    *,
-    train_clips: int = Options.train_clips,
-    eval_clips: int = Options.eval_clips,
-    frames: tuple[int, int] = Options.frames,
-    size: Size = Options.size,
-    depth_size: Size = Options.depth_size,
-    seed: int = Options.seed,
-    workers: int | None = None,
-    progress: bool = True,
+    out: str | Path, *, workers: int | None = None, progress: bool = True, **options: Any
 ) -> Summary:
     """Write what is missing of the data set in `out`: nothing the second time, the rest after a
     kill. One writer at a time.
 
-    `workers`: processes, by default one per core this process may use; 1 writes in this process.
-    Raises ValueError for impossible options and for a folder that holds anything else.
+    `options`: fields of `Options`. `workers`: processes, by default one per core this process may
+    use; 1 writes in this process. Raises ValueError for impossible options and for a folder that
+    holds anything else.
     """
+    given = Options(**options)
     root = Path(out)
-    options = Options(train_clips, eval_clips, frames, size, depth_size, seed)
-    _claim(root, options)
-    train, evaluation = plan_clips(options, TRAIN), plan_clips(options, EVAL)
+    _claim(root, given)
+    train, evaluation = plan_clips(given, TRAIN), plan_clips(given, EVAL)
     clips = [*train, *evaluation]
     missing = [clip for clip in clips if not all(f.is_dir() for f in clip.folders(root))]
-    _write_clips(root, options, missing, workers or _cores(), progress)
+    _write_clips(root, given, missing, workers or _cores(), progress)
     lists = root / "train.txt", root / "eval.txt"
     for path, listed in zip(lists, (train, evaluation), strict=True):
         lines = [f"{clip.name} {clip.num_frames} {clip.label}\n" for clip in listed]
@@ -194,6 +190,10 @@ def render_clip(options: Options, clip: ClipPlan) -> Iterator[tuple[Image, Depth
     scene = draw_scene(options, clip, rng)
     background = drawing.draw_background(rng, options.size, scene.outfit.gloves)
     sensors = drawing.draw_sensors(rng, options.size, options.depth_size)
+    if options.complementary:
+        pair = scene.path.pair
+        dark, far = pair == scenes.IN_THE_DARK, pair == scenes.OUT_OF_REACH
+        sensors = drawing.blinded(sensors, rgb=dark, depth=far)
     for frame in range(clip.num_frames):
         parts = scenes.body_parts(scene, frame)
         rgb = drawing.draw_rgb(parts, scene.camera, background)
@@ -313,6 +313,10 @@ def _parser() -> argparse.ArgumentParser:
         "--depth-size", metavar=("W", "H"), default=Options.depth_size, help="depth frames, pixels"
     )
     add("--seed", type=int, default=Options.seed, help="another seed, another data set")
+    add(
+        "--complementary", action="store_true", help="push and pull happen in the dark (seen by "
+        "depth only), circles out of the depth sensor's reach (seen by RGB only)",
+    )  # fmt: skip
     add("--workers", type=int, default=_cores(), help="processes")
     return parser
 
@@ -322,13 +326,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         summary = write_dataset(
             given.out,
+            workers=given.workers,
             train_clips=given.clips,
             eval_clips=given.eval_clips,
             frames=tuple(given.frames),
             size=tuple(given.size),
             depth_size=tuple(given.depth_size),
             seed=given.seed,
-            workers=given.workers,
+            complementary=given.complementary,
         )
     except (ValueError, OSError) as error:
         sys.exit(f"pipelines.synthetic: {error}")

@@ -6,7 +6,7 @@ Both modalities show the same balls through the same camera: the point (x, y) of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -73,6 +73,16 @@ def draw_sensors(rng: np.random.Generator, size: Size, depth_size: Size) -> Sens
         grain.round().astype(np.int16),
         ripple.astype(np.float32),
         holes,
+    )
+
+
+def blinded(sensors: Sensors, rgb: bool, depth: bool) -> Sensors:
+    """The sensors where the light is out (RGB gives only noise), or where the depth sensor gets no
+    echo at all (depth is 0 everywhere)."""
+    return replace(
+        sensors,
+        tone=np.zeros_like(sensors.tone) if rgb else sensors.tone,
+        holes=np.ones_like(sensors.holes) if depth else sensors.holes,
     )
 
 

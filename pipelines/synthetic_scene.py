@@ -31,6 +31,9 @@ GESTURES = (
 )
 """The class names; 2k and 2k + 1 are opposites."""
 
+IN_THE_DARK, OUT_OF_REACH = GESTURES.index("push") // 2, GESTURES.index("circle clockwise") // 2
+"""Pairs of the complementary data set that RGB, and that depth, cannot see."""
+
 ASPECT = 0.75
 """Height of the frame in units of its width."""
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.config import DataConfig
 
@@ -39,6 +41,23 @@ def eval_view(config: DataConfig) -> View:
     width, height = config.resize
     left, top = config.eval_crop or ((width - config.crop) // 2, (height - config.crop) // 2)
     return View(left=left, top=top)
+
+
+def rotation(angle: int, size: tuple[int, int], turned_as: tuple[int, int]) -> NDArray[np.float64]:
+    """(2, 3) matrix for cv2.warpAffine: the turn of a frame of size `turned_as` (width, height)
+    about its middle, in the pixels of a frame of `size` that shows the same.
+
+    A frame turned as itself turns as published. One of other proportions is sheared, too: both are
+    resized to one size later, and two plain turns would come apart there.
+    """
+    width, height = turned_as
+    turn = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1), np.float64)
+    if size == turned_as:
+        return turn
+    x, y = size[0] / width, size[1] / height
+    # Pixels of the one -> pixels of the other: both count from the middle of their first pixel.
+    to_own = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+    return (to_own @ [*turn, [0, 0, 1]] @ np.linalg.inv(to_own))[:2]
 
 
 def _draw_offset(room: int, span: tuple[int, int] | None, rng: np.random.Generator) -> int:

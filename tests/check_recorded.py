@@ -23,6 +23,7 @@ from pipelines.depth import box_centre, boxes_at, read_depth, wrap
 from pipelines.geometry import colour_table, view_clip
 from pipelines.motion import motion_maps
 from pipelines.sampling import sample_frames
+from pipelines.source import Stream
 from pipelines.view import View, eval_view
 
 ANGLES = (7, -10)
@@ -33,14 +34,14 @@ def executor(paths: list[str], view: View, config: DataConfig) -> NDArray[np.uin
     """(T, size, size, 3) by what training runs on the CPU, from the twin's decoded frames."""
     boxes = None
     frames: list[NDArray[Any]]
-    if config.depth_in_mm:
+    if config.in_mm(config.modality):
         frames = [read_depth(path)[..., None] for path in paths]
         centres = np.array([box_centre(wrap(frame[..., 0])) for frame in frames])
         boxes = boxes_at(centres, *frames[0].shape[:2])
     else:
         frames = [reference.read_color(path) for path in paths]
     pixels = np.empty((len(paths), config.size, config.size, 3), np.uint8)
-    view_clip(frames, view, config, colour_table(config), boxes, pixels)
+    view_clip(frames, view, config, colour_table(config, config.modality), boxes, pixels)
     return pixels
 
 
@@ -68,12 +69,13 @@ def main() -> None:
         config = replace(config, modality="depth", depth_encoding="wrapped_jet")
 
     view = eval_view(config)
-    twin, fast = reference.clip_pixels(paths, view, config), executor(paths, view, config)
+    (twin,) = reference.clip_pixels([Stream(tuple(paths), view)], config)
+    fast = executor(paths, view, config)
     compare("twin, recorded", twin, recorded["clip_u8"])
     compare("executor, recorded", fast, recorded["clip_u8"])
     for angle in ANGLES:
         turned = replace(view, angle=angle, flip=True)
-        expected = reference.clip_pixels(paths, turned, config)
+        (expected,) = reference.clip_pixels([Stream(tuple(paths), turned)], config)
         compare(f"executor, twin at {angle} degrees", executor(paths, turned, config), expected)
     ids = recorded["heat_f32_frame_ids"]
     maps = motion_maps(torch.from_numpy(fast)[None], given.window)[0, 0].numpy()

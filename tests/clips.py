@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 RGB_NAME, DEPTH_NAME = "{:06d}.jpg", "MDepth-{:08d}.png"
+MARKER = 0.03
 
 
 def rgb_frames(
@@ -38,6 +39,16 @@ def depth_frames(
         cv2.ellipse(body, (x, y), (width // 8, height // 3), 0, 0, 360, 1, -1)
         frames.append((slope + rng.integers(0, 20, slope.shape)) * body)
     return np.stack(frames).astype(np.uint16)
+
+
+def marker_frames(
+    places: Sequence[tuple[float, float]], width: int, height: int
+) -> NDArray[np.uint8]:
+    """(T, H, W, 3): per frame one white spot on black, its middle at this share of width and
+    height, its spread MARKER of either."""
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height)[:, None] + 0.5) / height
+    spots = [np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * MARKER**2)) for px, py in places]
+    return np.repeat(np.rint(250 * np.stack(spots))[..., None], 3, axis=3).astype(np.uint8)
 
 
 def write_clip(

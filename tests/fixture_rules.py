@@ -1,15 +1,26 @@
-"""Weights and inputs of the recorded fixtures: functions of names, shapes and seeds.
+"""The recorded fixtures: their weights and inputs, functions of names, shapes and seeds, and how a
+network's numbers are held to them.
 
 Random integers k of 24 bits, arithmetic in float64, one rounding to float32 at the end: the same
 bits on every machine.
 """
 
+import json
+import math
 import re
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.upstream import published_names
+
+DATA = Path(__file__).parent / "data"
 
 TEMPERED_HEAD = re.compile(
     r"(mlp_head_(small|media|large)\.1|multi_scale_transformers\.\d+\.3\.2)\.weight$"
@@ -68,3 +79,55 @@ def random_video(seed: int, shape: tuple[int, int, int, int, int]) -> Tensor:
     fine = draw(*shape)
     coarse = coarse.repeat(4, axis=2).repeat(height // 8, axis=3).repeat(width // 8, axis=4)
     return torch.from_numpy((0.7 * coarse + 0.3 * fine).astype(np.float32))
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def assert_digest(found: Tensor, digest: Mapping[str, Any], tolerance: float, name: str) -> None:
+    assert list(found.shape) == digest["shape"], name
+    found = found.detach().double()
+    scale = digest["absmax"]
+    length = digest["l2"]
+    first = torch.tensor(digest["first8"], dtype=torch.float64)
+    errors = {
+        "first8": (found.flatten()[: len(first)] - first).abs().max().item() / scale,
+        "absmax": abs(found.abs().max().item() - scale) / scale,
+        "mean": abs(found.mean().item() - digest["mean"]) / scale,
+        "sum": abs(found.sum().item() - digest["sum"]) / (length * math.sqrt(found.numel())),
+        "l2": abs(found.norm().item() - length) / length,
+    }
+    assert max(errors.values()) <= tolerance, (name, errors)
+
+
+def published_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Published parameter name -> gradient."""
+    parameters = dict(model.named_parameters())
+    names = published_names(model)
+    return {names[ours]: parameters[ours].grad for ours in names if ours in parameters}
+
+
+def assert_gradients(
+    gradient: Mapping[str, Tensor], expected: dict[str, Any], noisy: dict[str, Any] | None = None
+) -> None:
+    """Gradients by published name against the float64 record.
+
+    Those of a float32 model may be off by 1e-3, or by three times as much as `noisy`, the record of
+    the published network in float32.
+    """
+
+    def tolerance(exact: float, noisy_value: float) -> float:
+        return max(1e-3, 3 * abs(noisy_value / exact - 1))
+
+    assert all(grad.abs().max() > 0 for grad in gradient.values())
+    for name, norm in expected["grad_norm"].items():
+        rel = tolerance(norm, noisy["grad_norm"][name]) if noisy else 1e-8
+        assert gradient[name].norm().item() == pytest.approx(norm, rel=rel), name
+        if not noisy and "grad_first4" in expected:
+            first = torch.tensor(expected["grad_first4"][name], dtype=torch.float64)
+            found = gradient[name].flatten()[: len(first)]
+            torch.testing.assert_close(found, first, rtol=0, atol=1e-8 * norm)
+    total = torch.stack([grad.norm() for grad in gradient.values()]).norm().item()
+    rel = tolerance(expected["total_grad_norm"], noisy["total_grad_norm"]) if noisy else 1e-8
+    assert total == pytest.approx(expected["total_grad_norm"], rel=rel)

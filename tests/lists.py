@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines import reference
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.index import scan
-from pipelines.source import ClipRequest, ClipSource
+from pipelines.source import ClipRequest, ClipSource, Stream
 from pipelines.view import View
 
 TINY = DataConfig(
@@ -28,20 +28,26 @@ TURNS = (View(0, 3, 2, False), View(7, 0, 0, True), View(-10, 5, 1, False))
 
 
 def write_list(
-    root: Path, num_clips: int = 7, modality: str = "rgb", **options: object
+    root: Path,
+    num_clips: int = 7,
+    modality: str = "rgb",
+    rgb_size: tuple[int, int] = (64, 48),
+    **options: object,
 ) -> DataConfig:
-    """Clips c0, c1, ... of 5, 6, ... frames with labels 0, 1, 2, 0, ... and their config."""
+    """Clips c0, c1, ... of 5, 6, ... frames with labels 0, 1, 2, 0, ... and their config. Depth is
+    16 bit and 96x72."""
+    settings = {"root": str(root), "cache_dir": str(root / "cache"), "modality": modality}
+    config = replace(TINY, **settings, **options)
     lines = []
     for i in range(num_clips):
-        if modality == "rgb":
-            write_clip(root / "rgb" / f"c{i}", rgb_frames(5 + i, seed=i), RGB_NAME)
-        else:
+        if "rgb" in config.modalities:
+            write_clip(root / "rgb" / f"c{i}", rgb_frames(5 + i, *rgb_size, seed=i), RGB_NAME)
+        if "depth" in config.modalities:
             frames = depth_frames(5 + i, 96, 72, seed=i)
             write_clip(root / "depth" / f"c{i}", frames, DEPTH_NAME, first=1)
         lines.append(f"c{i} {5 + i} {i % 3}\n")
     (root / "list.txt").write_text("".join(lines))
-    settings = {"root": str(root), "cache_dir": str(root / "cache"), "modality": modality}
-    return replace(TINY, **settings, **options)
+    return config
 
 
 def open_source(config: DataConfig, seed: int = 0) -> ClipSource:
@@ -52,13 +58,18 @@ def request(
     paths: Sequence[str], view: View = UPRIGHT, boxes: NDArray | None = None, index: int = 0
 ) -> ClipRequest:
     """A request made by hand, for as many frames as there are paths."""
+    return request_of(Stream(tuple(paths), view, boxes), index=index)
+
+
+def request_of(*streams: Stream, index: int = 0) -> ClipRequest:
+    """The same for any number of modalities."""
     branches = (np.arange(2), np.arange(3))
-    return ClipRequest(index, index % 3, tuple(paths), view, boxes, branches, f"clip c{index}, l:1")
+    return ClipRequest(index, index % 3, streams, branches, f"clip c{index}, l:1")
 
 
-def twin(request: ClipRequest, config: DataConfig) -> NDArray[np.uint8]:
-    """(T, size, size, 3) pixels of the plain twin."""
-    return reference.clip_pixels(request.paths, request.view, config, request.boxes)
+def twin(request: ClipRequest, config: DataConfig, stream: int = 0) -> NDArray[np.uint8]:
+    """(T, size, size, 3) pixels of one modality by the plain twin."""
+    return reference.clip_pixels(request.streams, config)[stream]
 
 
 def assert_like_twin(pixels: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:

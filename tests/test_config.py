@@ -62,7 +62,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("data.size=100", "data: size is 100, no multiple of 32, which the motion attention "
          "needs; take 96 or 128"),
         ("data.modality=dept", "data: modality is 'dept'; did you mean 'depth'? "
-         "(one of rgb, depth)"),
+         "(one of rgb, depth, rgbd)"),
         ("data.layout=nut", "data: layout is 'nut'; did you mean 'ntu'? "
          "(one of generic, ntu, nvgesture, isogd, thu_read, jester)"),
         ("data.flip=1.5", "data: flip is 1.5; a probability is between 0 and 1"),
@@ -74,7 +74,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("data.motion_window=99", "data: motion_window is 99; it must be 0 (no motion maps) or "
          "between 2 and num_frames = 64"),
         ("model.name=decupled", "model: name is 'decupled'; did you mean 'decoupled'? "
-         "(one of decoupled)"),
+         "(one of decoupled, decoupled_fusion)"),
         ("model.num_block=3", "model: unknown key 'num_block'; did you mean 'num_blocks'?"),
         ("model.num_frames=3", "model: 'num_frames' belongs in the data section: "
          "data.num_frames"),

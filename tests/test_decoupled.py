@@ -58,16 +58,16 @@ def test_the_output_holds_merged_and_branch_logits_and_both_recoupling_vectors()
     assert output.logits.shape == (3, 5)
     assert [logits.shape for logits in output.branch_logits] == [(3, 5)] * 3
     assert torch.equal(output.logits, torch.stack(output.branch_logits).max(0).values)
-    assert output.recoupling_student.shape == output.recoupling_teacher.shape == (3, 64)
-    assert output.recoupling_student.requires_grad
-    assert not output.recoupling_teacher.requires_grad
+    assert output.recoupled[0].student.shape == output.recoupled[0].teacher.shape == (3, 64)
+    assert output.recoupled[0].student.requires_grad
+    assert not output.recoupled[0].teacher.requires_grad
 
 
 def test_every_parameter_learns() -> None:
     model = small()
     output = model(*videos(2))
     loss = sum(logits.square().sum() for logits in output.branch_logits)
-    (loss + output.recoupling_student.square().sum()).backward()
+    (loss + output.recoupled[0].student.square().sum()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -79,7 +79,7 @@ def test_the_teacher_is_the_mean_class_token_of_the_branches() -> None:
     for branch in model.branches:
         branch.register_forward_hook(lambda _module, _inputs, output: tokens.append(output))
     output = model(*videos(2))
-    torch.testing.assert_close(output.recoupling_teacher, sum(tokens) / 3)
+    torch.testing.assert_close(output.recoupled[0].teacher, sum(tokens) / 3)
 
 
 def test_temperature_divides_the_logits() -> None:
@@ -139,8 +139,7 @@ def test_a_network_without_motion_attention_takes_any_size_and_ignores_the_maps(
 
 def test_a_network_without_recoupling_returns_no_recoupling_vectors() -> None:
     output = small(recoupling=False)(*videos(2))
-    assert output.recoupling_student is None
-    assert output.recoupling_teacher is None
+    assert output.recoupled == ()
 
 
 @pytest.mark.parametrize("branch_frames", [(3,), (2, 8), (1, 2, 4, 8)])
@@ -207,15 +206,15 @@ def test_bf16_autocast_is_finite_and_near_fp32() -> None:
     assert rounded.logits.dtype == torch.float32
     error = (rounded.logits - exact.logits).abs().max() / exact.logits.abs().max()
     assert error < 0.03
-    student = rounded.recoupling_student.float()
-    torch.testing.assert_close(student, exact.recoupling_student, rtol=0, atol=0.02)
+    student = rounded.recoupled[0].student.float()
+    torch.testing.assert_close(student, exact.recoupled[0].student, rtol=0, atol=0.02)
 
 
 def test_bf16_autocast_trains_with_knn_attention() -> None:
     model = small().train()
     with torch.autocast("cpu", torch.bfloat16):
         output = model(*videos(4), temperature=0.04)
-        loss = output.logits.float().logsumexp(1).sum() + output.recoupling_student.float().sum()
+        loss = output.logits.float().logsumexp(1).sum() + output.recoupled[0].student.float().sum()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -235,7 +234,7 @@ def test_conversion_to_sync_batch_norm_finds_every_norm_and_keeps_the_keys() -> 
         ({"branch_frames": (6, 4, 2)}, "branch_frames must be in ascending order"),
         ({"branch_frames": ()}, "branch_frames must be at least one number"),
         ({"num_frames": 0}, "num_frames must be at least 1, not 0"),
-        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ({"num_classes": -1}, "num_classes must be at least 0, not -1"),
         ({"num_blocks": 0}, "num_blocks must be at least 1, not 0"),
         ({"knn_ratio": 1.5}, "knn_ratio must be from 0 to 1, not 1.5"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),

@@ -22,7 +22,7 @@ def view(frames: list, view: View, config: DataConfig, boxes: np.ndarray | None 
     """(T, size, size, 3) of (h, w, 3) or (h, w) frames."""
     out = np.zeros((len(frames), config.size, config.size, 3), np.uint8)
     frames = [frame if frame.ndim == 3 else frame[..., None] for frame in frames]
-    view_clip(frames, view, config, colour_table(config), boxes, out)
+    view_clip(frames, view, config, colour_table(config, config.modality), boxes, out)
     return out
 
 
@@ -73,9 +73,10 @@ def test_wrapped_jet_with_a_box_of_its_own_per_frame_looks_as_in_the_twin(turn: 
 def test_every_distance_has_the_colour_of_the_twin() -> None:
     distances = np.arange(2**16, dtype=np.uint16)[None]
     jet = reference.jet(reference.wrap(distances))
-    np.testing.assert_array_equal(colour_table(JET), jet[0])
-    np.testing.assert_array_equal(colour_table(METRIC), reference.metric(distances, 2000, 2400)[0])
-    assert colour_table(TINY) is None and colour_table(DEPTH) is None
+    metric = reference.metric(distances, 2000, 2400)
+    np.testing.assert_array_equal(colour_table(JET, "depth"), jet[0])
+    np.testing.assert_array_equal(colour_table(METRIC, "depth"), metric[0])
+    assert colour_table(JET, "rgb") is None and colour_table(DEPTH, "depth") is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

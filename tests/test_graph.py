@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
-from lists import TINY, TURNS, assert_like_twin, request, twin
+from lists import TINY, TURNS, assert_like_twin, request, request_of, twin
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType
 from PIL import Image
@@ -19,7 +19,7 @@ from PIL import Image
 from pipelines import reference, transforms
 from pipelines.config import DataConfig
 from pipelines.graph import decode_graph, path_arrays, run, view_arrays, view_graph
-from pipelines.source import ClipRequest
+from pipelines.source import ClipRequest, Stream
 
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 DEPTH = replace(TINY, modality="depth", resize=(72, 54))
@@ -40,13 +40,13 @@ def view(
     config: DataConfig,
     device: str = "cpu",
     dtype: DALIDataType = DALIDataType.FLOAT,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and normalised pixels (frames of all batches, size, size, 3)."""
+) -> tuple[np.ndarray, ...]:
+    """Per modality, pixels and normalised pixels (frames of all batches, size, size, 3)."""
     graph = partial(view_graph, config=config, device=device, dtype=dtype,
                     device_id=0 if device == "gpu" else None, **PIPELINE)  # fmt: skip
     batches = [outputs for _, outputs in run(graph, view_arrays, plan, config)]
-    pixels, clip = zip(*batches, strict=True)
-    return tuple(np.concatenate([b.as_cpu().as_array() for b in part]) for part in (pixels, clip))
+    parts = zip(*batches, strict=True)
+    return tuple(np.concatenate([b.as_cpu().as_array() for b in part]) for part in parts)
 
 
 def png_clip(folder: Path, seed: int = 0, size: tuple[int, int] = (64, 48)) -> list[str]:
@@ -132,6 +132,30 @@ def test_depth_looks_as_in_the_twin(tmp_path: Path, config: DataConfig, device: 
     ]  # fmt: skip
     pixels, _ = view([requests], config, device)
     assert_like_twin(pixels, np.concatenate([twin(r, config) for r in requests]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("config", [METRIC, JET], ids=lambda config: config.depth_encoding)
+def test_both_modalities_look_as_in_the_twin(
+    tmp_path: Path, config: DataConfig, paired: bool, device: str
+) -> None:
+    """16:9 beside 4:3; without pairing, depth in a view of its own."""
+    config = replace(config, modality="rgbd", paired_view=paired)
+    boxes = np.array([[0, 0, 72, 54], [10, 5, 72, 54], [40, 9, 56, 54], [50, 40, 46, 32]])
+    requests = []
+    for i, turn in enumerate(TURNS):
+        rgb = png_clip(tmp_path / f"rgb{i}", i, (96, 54))
+        depth = write_clip(tmp_path / f"d{i}", depth_frames(4, 96, 72, seed=i), DEPTH_NAME)
+        own = boxes if config.boxed("depth") else None
+        depth_turn = turn if paired else TURNS[i - 1]
+        streams = Stream(tuple(rgb), turn), Stream(tuple(depth), depth_turn, own)
+        requests.append(request_of(*streams, index=i))
+    seen = view([requests[:2], requests[2:]], config, device)
+    for stream, (pixels, clip) in enumerate(zip(seen[::2], seen[1::2], strict=True)):
+        expected = np.concatenate([twin(r, config, stream) for r in requests])
+        assert_like_twin(pixels, expected)
+        np.testing.assert_array_equal(clip.astype(np.float64), (pixels - 127.5) / 128)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -76,7 +76,7 @@ def test_a_config_describes_a_layout_of_its_own(config: DataConfig, tmp_path: Pa
     touch(tmp_path, "video/wave/1", range(5, 8), "img_{}.png")
     write_list(tmp_path, "cam1_wave-1 3 0")
     index = scan(replace(config, rgb=files), "train")
-    assert index.path(0, 0) == f"{tmp_path}/video/wave/1/img_5.png"
+    assert index.frames(0, "rgb").path(0) == f"{tmp_path}/video/wave/1/img_5.png"
 
 
 def test_blanks_crlf_empty_lines_and_slashes_of_a_list_are_read(
@@ -89,7 +89,7 @@ def test_blanks_crlf_empty_lines_and_slashes_of_a_list_are_read(
     assert names(index) == [("a", 3, 0), ("b c", 4, 1), ("d", 5, 2)]
     assert [clip.line for clip in index.clips] == [1, 3, 5]
     assert len(index) == 3 and index.left_out == 0
-    assert index.path(1, 2) == f"{tmp_path}/rgb/b c/000002.jpg"
+    assert index.frames(1, "rgb").path(2) == f"{tmp_path}/rgb/b c/000002.jpg"
 
 
 def test_more_frames_than_listed_are_allowed_and_not_used(
@@ -150,8 +150,9 @@ def test_a_missing_root_names_its_key(config: DataConfig) -> None:
     ]
 
 
-def test_a_modality_the_layout_does_not_have_is_an_error(config: DataConfig) -> None:
-    assert problems(replace(config, layout="jester", modality="depth")) == [
+@pytest.mark.parametrize("modality", ["depth", "rgbd"])
+def test_a_modality_the_layout_does_not_have_is_an_error(config: DataConfig, modality: str) -> None:
+    assert problems(replace(config, layout="jester", modality=modality)) == [
         "data.modality: layout 'jester' has no depth frames; choose rgb, or say where they are in "
         "data.depth.pattern"
     ]
@@ -215,6 +216,50 @@ def test_the_other_modality_need_not_be_on_disk(config: DataConfig, tmp_path: Pa
     write_list(tmp_path, "a 10 0")
     assert names(scan(replace(config, modality="depth", frame_slack=2), "train")) == [("a", 9, 0)]
     assert problems(replace(config, modality="depth"))[0].startswith(f"{tmp_path}/train.txt:1: 10")
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "rgb", "depth"),
+    [
+        ("ntu", "S001_rgb", "Images/S001_rgb/{:06d}.jpg",
+         "nturgb+d_depth_masked/S001/MDepth-{:08d}.png"),
+        ("isogd", "train/001/M_00001/", "rgb/train/001/M_00001/{:06d}.jpg",
+         "depth/train/001/K_00001/{:06d}.jpg"),
+        ("isogd", "train/001/K_00001", "rgb/train/001/M_00001/{:06d}.jpg",
+         "depth/train/001/K_00001/{:06d}.jpg"),
+        ("thu_read", "RGB/S1/RGB_2", "RGB/S1/RGB_2/{:06d}.jpg", "Depth/S1/D_2/{:06d}.jpg"),
+        ("thu_read", "Depth/S1/D_2", "RGB/S1/RGB_2/{:06d}.jpg", "Depth/S1/D_2/{:06d}.jpg"),
+        ("nvgesture", "c01/u1", "rgb/c01/u1/{:06d}.jpg", "depth/c01/u1/{:06d}.jpg"),
+    ],
+)  # fmt: skip
+def test_both_modalities_of_one_entry_have_their_own_names(
+    config: DataConfig, tmp_path: Path, layout: str, name: str, rgb: str, depth: str
+) -> None:
+    first = 1 if layout == "ntu" else 0
+    for pattern, count in ((rgb, 10), (depth, 8)):
+        touch(tmp_path, str(Path(pattern).parent), range(first, first + count), Path(pattern).name)
+    write_list(tmp_path, f"{name} 10 0")
+    index = scan(replace(config, layout=layout, modality="rgbd", frame_slack=3), "train")
+    assert index.clips[0].num_frames == 8
+    for modality, pattern in (("rgb", rgb), ("depth", depth)):
+        path = index.frames(0, modality).path(7)
+        assert path == f"{tmp_path}/{pattern.format(first + 7)}" and os.path.exists(path)
+
+
+def test_with_both_modalities_the_problems_of_both_are_reported_at_once(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    for folder, count in (("rgb/a", 5), ("rgb/b", 3), ("depth/b", 5), ("depth/c", 4)):
+        touch(tmp_path, folder, range(count))
+    write_list(tmp_path, "a 5 0\nb 5 1\nc 5 2")
+    here, advice = f"{tmp_path}/train.txt", "restore it, correct the list or raise data.frame_slack"
+    gone = "No such file or directory; correct"
+    assert problems(replace(config, modality="rgbd")) == [
+        f"{here}:1: {tmp_path}/depth/a: {gone} 'a', data.root or data.layout",
+        f"{here}:2: 5 frames listed, 3 found: no {tmp_path}/rgb/b/000003.jpg; {advice}",
+        f"{here}:3: {tmp_path}/rgb/c: {gone} 'c', data.root or data.layout",
+        f"{here}:3: 5 frames listed, 4 found: no {tmp_path}/depth/c/000004.jpg; {advice}",
+    ]
 
 
 def test_a_second_scan_lists_only_folders_that_changed(

@@ -185,7 +185,7 @@ def broken_plan(folder: Path) -> list[list[ClipRequest]]:
 
 def test_a_truncated_jpeg_stops_the_batch_it_is_in_and_no_earlier_one(tmp_path: Path) -> None:
     plan = broken_plan(tmp_path)
-    bad = Path(plan[1][1].paths[2])
+    bad = Path(plan[1][1].streams[0].paths[2])
     bad.write_bytes(bad.read_bytes()[:-300])
     batches = Loader(TINY, CPU, torch.float32, 2, 1).batches(plan)
     assert next(batches).index.tolist() == [0, 1]
@@ -202,7 +202,7 @@ def test_a_file_that_vanishes_during_the_run_is_named(tmp_path: Path) -> None:
 
     def vanish():
         yield from plan[:2]
-        Path(plan[2][0].paths[1]).unlink()
+        Path(plan[2][0].streams[0].paths[1]).unlink()
         yield plan[2]
 
     with pytest.raises(ValueError, match="No such file or directory; restore it or take"):
@@ -303,7 +303,7 @@ def test_a_batch_on_a_gpu_survives_later_ones_while_it_is_held(source: ClipSourc
 @pytest.mark.gpu
 def test_a_truncated_jpeg_stops_a_gpu_run_too(tmp_path: Path) -> None:
     plan = broken_plan(tmp_path)
-    bad = Path(plan[1][1].paths[2])
+    bad = Path(plan[1][1].streams[0].paths[2])
     bad.write_bytes(bad.read_bytes()[:-300])
     with pytest.raises(ValueError, match=f"{bad}: damaged"):
         list(Loader(TINY, torch.device("cuda"), torch.float16, 2, 1).batches(plan))

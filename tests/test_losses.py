@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.losses import LossConfig, recoupling_loss, training_loss
-from models.output import ModelOutput
+from models.output import FusionOutput, ModelOutput, Recoupled
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -27,13 +27,16 @@ def output() -> tuple[ModelOutput, torch.Tensor]:
     student, teacher = (
         torch.randn(4, 9, generator=generator, dtype=torch.float64) for _ in range(2)
     )
-    return ModelOutput(logits[0], tuple(logits[1:]), student, teacher), torch.tensor([0, 5, 2, 2])
+    pair = Recoupled(student, teacher)
+    return ModelOutput(logits[0], tuple(logits[1:]), (pair,)), torch.tensor([0, 5, 2, 2])
 
 
 def kl(output: ModelOutput, temperature: float) -> float:
-    p = softmax(output.recoupling_teacher.numpy() / temperature)
-    q = softmax(output.recoupling_student.numpy() / temperature)
-    return float((p * np.log(p / q)).sum(1).mean())
+    total = 0.0
+    for student, teacher in output.recoupled:
+        p, q = (softmax(x.numpy() / temperature) for x in (teacher, student))
+        total += float((p * np.log(p / q)).sum(1).mean())
+    return total
 
 
 def test_the_loss_is_the_published_sum(output):
@@ -56,15 +59,15 @@ def test_the_recoupling_loss_waits_two_epochs_but_keeps_its_parameters_in_the_gr
     output, epoch, counts
 ):
     record, label = output
-    record.recoupling_student.requires_grad_()
+    student = record.recoupled[0].student.requires_grad_()
     total, _ = training_loss(record, label, LossConfig(), epoch)
-    (gradient,) = torch.autograd.grad(total, record.recoupling_student)
+    (gradient,) = torch.autograd.grad(total, student)
     assert bool(gradient.abs().sum() > 0) is counts
 
 
 def test_the_recoupling_loss_is_a_mean_over_clips_so_batch_splits_do_not_change_it(output):
     record, _ = output
-    student, teacher = record.recoupling_student, record.recoupling_teacher
+    student, teacher = record.recoupled[0]
     halves = [recoupling_loss(student[i : i + 2], teacher[i : i + 2], 0.5) for i in (0, 2)]
     whole = recoupling_loss(student, teacher, 0.5)
     assert (sum(halves) / 2).item() == pytest.approx(whole.item(), rel=1e-12)
@@ -84,3 +87,48 @@ def test_sixteen_bit_outputs_are_compared_in_float32(output):
     low = ModelOutput(*(x.bfloat16() for x in (record.logits,)))
     total, _ = training_loss(low, label, LossConfig(), epoch=0)
     assert total.dtype == torch.float32
+
+
+@pytest.fixture
+def fusion_output() -> tuple[FusionOutput, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    output = FusionOutput(
+        logits=draw(4, 6),
+        branch_logits=(draw(4, 6), draw(4, 6)),
+        recoupled=(Recoupled(draw(4, 9), draw(4, 9)), Recoupled(draw(4, 9), draw(4, 9))),
+        modality_tokens=(draw(4, 9), draw(4, 9)),
+        decoded=draw(4, 9),
+        modality_logits=(draw(4), draw(4)),
+    )
+    return output, torch.tensor([0, 5, 2, 2])
+
+
+def test_the_fusion_loss_is_the_published_sum_of_eight_terms(fusion_output):
+    output, label = fusion_output
+    config = LossConfig(branch_weight=1.0, recoupling_delay=0, recoupling_scale=4.0)
+    total, parts = training_loss(output, label, config, epoch=0)
+    cross_entropies = [
+        smoothed_cross_entropy(logits.numpy(), label.numpy(), 0.1)
+        for logits in (output.logits, *output.branch_logits)
+    ]
+    decoded = output.decoded.numpy()
+    squares = [((decoded - token.numpy()) ** 2).mean() for token in output.modality_tokens]
+    rgb, depth = (1 / (1 + np.exp(-score.numpy())) for score in output.modality_logits)
+    modality = -np.log(rgb).mean() - np.log(1 - depth).mean()
+    assert parts["reconstruction"].item() == pytest.approx(sum(squares), rel=1e-12)
+    assert parts["modality"].item() == pytest.approx(modality, rel=1e-12)
+    expected = sum(cross_entropies) + 4.0 * kl(output, 0.5) + sum(squares) + modality
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_fusion_terms_have_their_weights(fusion_output):
+    output, label = fusion_output
+    plain, parts = training_loss(output, label, LossConfig(), epoch=0)
+    config = LossConfig(reconstruction_weight=0.0, modality_weight=3.0)
+    weighted, _ = training_loss(output, label, config, epoch=0)
+    expected = plain - parts["reconstruction"] + 2 * parts["modality"]
+    assert weighted.item() == pytest.approx(expected.item(), rel=1e-12)

@@ -16,12 +16,13 @@ from pipelines.source import ClipRequest, ClipSource
 
 def source(num_clips: int) -> ClipSource:
     clips = tuple(Clip(f"c{i}", 10, 0, line=i + 1) for i in range(num_clips))
-    index = ClipIndex(clips, "/nowhere", FrameFiles("{name}/{frame}.jpg"), "list.txt", 0)
+    files = {"rgb": FrameFiles("{name}/{frame}.jpg")}
+    index = ClipIndex(clips, "/nowhere", files, "list.txt", 0)
     return ClipSource(index, TINY, seed=5)
 
 
 def keys(requests: list[ClipRequest]) -> list[tuple]:
-    return [(r.index, r.paths, r.view) for r in requests]
+    return [(r.index, [(s.paths, s.view) for s in r.streams]) for r in requests]
 
 
 @given(num_clips=st.integers(1, 11), share=st.integers(1, 4), ranks=st.integers(1, 4),

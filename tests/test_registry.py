@@ -7,7 +7,7 @@ from models import build_model
     ("name", "options", "message"),
     [
         ("decopled", {}, "unknown model 'decopled'; did you mean 'decoupled'?"),
-        ("xyz", {}, "unknown model 'xyz'; known are decoupled"),
+        ("xyz", {}, "unknown model 'xyz'; known are decoupled, decoupled_fusion"),
         (
             "decoupled",
             {"num_classes": 8, "num_frame": 16},

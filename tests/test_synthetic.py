@@ -181,6 +181,36 @@ def test_a_pushing_hand_comes_nearer_in_depth_and_grows_in_rgb():
     assert nearest[0] - nearest[-1] > 300
 
 
+def test_in_the_complementary_set_each_modality_is_blind_to_one_pair_of_gestures(tmp_path: Path):
+    write(tmp_path / "data", complementary=True)
+    rgb_seen, depth_seen = set(), set()
+    for name, _, label in lines(tmp_path / "data" / "train.txt"):
+        folder = tmp_path / "data" / "Images" / name
+        brightest = max(cv2.imread(str(file)).max() for file in folder.iterdir())
+        rgb_seen |= {label} if brightest > 60 else set()
+        folder = tmp_path / "data" / "nturgb+d_depth_masked" / name.removesuffix("_rgb")
+        depth = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in folder.iterdir()]
+        depth_seen |= {label} if np.any(depth) else set()
+    push, pull = GESTURES.index("push"), GESTURES.index("pull")
+    circles = {GESTURES.index("circle clockwise"), GESTURES.index("circle counter-clockwise")}
+    assert rgb_seen == set(range(8)) - {push, pull}
+    assert depth_seen == set(range(8)) - circles
+
+
+def test_the_complementary_set_shows_the_other_gestures_as_the_plain_one(
+    written: Summary, tmp_path: Path
+):
+    write(tmp_path / "data", complementary=True)
+    plain, other = digests(written.root), digests(tmp_path / "data")
+    assert plain.keys() == other.keys()
+    changed = {
+        file.split("/")[1][16:20]
+        for file in plain
+        if file[0] in "In" and plain[file] != other[file]
+    }
+    assert changed == {f"A{label + 1:03d}" for label in (4, 5, 6, 7)}
+
+
 def test_held_out_performers_and_setups_are_in_no_training_clip():
     train, evaluation = (plan_clips(Options(), split) for split in (TRAIN, EVAL))
     assert not {clip.performer for clip in train} & {clip.performer for clip in evaluation}

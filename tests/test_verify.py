@@ -137,11 +137,12 @@ def test_signatures_tell_which_files_to_look_at() -> None:
 
 def test_the_look_is_limited_to_the_places_given(tmp_path: Path) -> None:
     requests = [request(write_clip(tmp_path / str(i), rgb_frames(3)), index=i) for i in range(2)]
-    for path in (requests[0].paths[1], requests[1].paths[2]):
+    first, second = requests[0].streams[0].paths[1], requests[1].streams[0].paths[2]
+    for path in (first, second):
         Path(path).write_bytes(b"")
-    assert find_problem(requests, False, [0, 2, 4]) is None
-    assert str(find_problem(requests, False, [5])).startswith(requests[1].paths[2])
-    assert str(find_problem(requests, False)).startswith(requests[0].paths[1])
+    assert find_problem(requests, [False], [[0, 2, 4]]) is None
+    assert str(find_problem(requests, [False], [[5]])).startswith(second)
+    assert str(find_problem(requests, [False])).startswith(first)
 
 
 def test_dali_alone_takes_8_bit_for_16_without_a_word(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.config import DataConfig
-from pipelines.view import View, draw_view, eval_view
+from pipelines.view import View, draw_view, eval_view, rotation
 
 NTU = DataConfig("", "", "", 60, resize=(320, 240), crop=224, flip=0.5, rotate=0.5, angle=(-10, 10))
 
@@ -68,3 +71,26 @@ def test_evaluation_sees_the_upright_centre() -> None:
 
 def test_evaluation_takes_the_given_crop() -> None:
     assert eval_view(replace(NTU, resize=(256, 256), eval_crop=(32, 32))) == View(left=32, top=32)
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (320, 240), (57, 43)])
+def test_a_frame_that_turns_by_itself_turns_as_published_bit_for_bit(size: tuple[int, int]) -> None:
+    for angle in range(-45, 45):
+        published = cv2.getRotationMatrix2D((size[0] / 2, size[1] / 2), angle, 1)
+        np.testing.assert_array_equal(rotation(angle, size, size), published)
+
+
+SIZES = st.tuples(st.integers(16, 2000), st.integers(16, 2000))
+
+
+@given(angle=st.integers(-180, 180), size=SIZES, other=SIZES,
+       place=st.tuples(st.floats(0, 1), st.floats(0, 1)))  # fmt: skip
+def test_one_place_of_two_frames_stays_one_place(
+    angle: int, size: tuple[int, int], other: tuple[int, int], place: tuple[float, float]
+) -> None:
+    """In shares of width and height: the middle of pixel x is at (x + 0.5) / width."""
+    ends = []
+    for frame in (size, other):
+        pixel = np.array(place) * frame - 0.5
+        ends.append((rotation(angle, frame, other) @ [*pixel, 1] + 0.5) / frame)
+    np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-9)

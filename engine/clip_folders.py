@@ -6,12 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from numpy.typing import NDArray
-
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import boxes_of
 from pipelines.sampling import branch_indices, sample_frames
-from pipelines.source import ClipRequest
+from pipelines.source import ClipRequest, Stream
 from pipelines.view import eval_view
 
 IMAGE_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WebP",
@@ -30,30 +28,47 @@ class FrameFiles:
 
 
 def clip_requests(clips: Sequence[str], config: DataConfig) -> list[ClipRequest]:
-    """One request per folder of frames: the frames, the view and the boxes of evaluation.
+    """One request per clip: the frames, the view and the boxes of evaluation.
 
-    The label is 0, as it is not known. Raises ValueError naming a folder that holds no clip.
+    A clip is a folder of frames; for RGB-D `RGB_FOLDER,DEPTH_FOLDER`, which count as many frames as
+    both have. The label is 0, as it is not known. Raises ValueError naming what is no clip.
     """
-    files = [list_frames(clip) for clip in clips]
-    boxes = None
-    if config.modality == "depth" and config.depth_encoding == "wrapped_jet":
-        boxes = boxes_of([(clip, len(clip.paths)) for clip in files])
-    view = eval_view(config)
-    requests = []
-    for i, (name, clip) in enumerate(zip(clips, files, strict=True)):
-        frames: NDArray = sample_frames(len(clip.paths), config.num_frames, None)
-        requests.append(
-            ClipRequest(
-                index=i,
-                label=0,
-                paths=tuple(clip.path(frame) for frame in frames.tolist()),
-                view=view,
-                boxes=None if boxes is None else boxes[i][frames],
-                branch_indices=branch_indices(config.num_frames, config.branch_frames, None),
-                origin=f"clip {name}",
-            )
+    by_clip = [[list_frames(folder) for folder in _folders(clip, config)] for clip in clips]
+    lengths = [min(len(files.paths) for files in modalities) for modalities in by_clip]
+    streams = [
+        _streams(modality, files, lengths, config)
+        for modality, files in zip(config.modalities, zip(*by_clip, strict=True), strict=True)
+    ]
+    branches = branch_indices(config.num_frames, config.branch_frames, None)
+    return [
+        ClipRequest(i, 0, tuple(modality[i] for modality in streams), branches, f"clip {name}")
+        for i, name in enumerate(clips)
+    ]
+
+
+def _streams(
+    modality: str, clips: Sequence[FrameFiles], lengths: Sequence[int], config: DataConfig
+) -> list[Stream]:
+    """One modality of each clip, of its first so many frames."""
+    boxes = boxes_of(list(zip(clips, lengths, strict=True))) if config.boxed(modality) else None
+    streams = []
+    for i, (files, length) in enumerate(zip(clips, lengths, strict=True)):
+        frames = sample_frames(length, config.num_frames, None)
+        paths = tuple(files.path(frame) for frame in frames.tolist())
+        streams.append(
+            Stream(paths, eval_view(config), None if boxes is None else boxes[i][frames])
         )
-    return requests
+    return streams
+
+
+def _folders(clip: str, config: DataConfig) -> list[str]:
+    """The folder of each modality. Raises ValueError where an RGB-D clip does not name two."""
+    if len(config.modalities) == 1:
+        return [clip]
+    folders = clip.split(",")
+    if len(folders) != len(config.modalities):
+        raise ValueError(f"{clip}: an RGB-D network needs two folders: RGB_FOLDER,DEPTH_FOLDER")
+    return folders
 
 
 def list_frames(folder: str) -> FrameFiles:

@@ -110,8 +110,8 @@ class Recording:
     ) -> list[list[Explanation]]:
         """Why the clips of the batch (B) look like the given classes (B,): per clip one explanation
         per modality. `output` is that of the recorded pass, made with gradients enabled."""
-        # Of every head at once: merged logits alone are those of one branch, and would show only
-        # the frames that this branch happens to see.
+        # The merged logits of the unimodal network are those of one branch, and would show only the
+        # frames that this branch happens to see; for RGB-D this sum is the prediction.
         heads = torch.stack((output.logits, *output.branch_logits)).float().sum(0)
         score = heads.gather(1, classes[:, None]).sum()
         features = [self._seen[name, "features"] for name in self.parts]

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.command import exit_status
-from engine.evaluate import all_heads
 from engine.trained import Trained, open_trained
 
 FORMATS = (".pt2", ".onnx")
@@ -47,7 +46,7 @@ class Scores(nn.Module):
 
     def forward(self, clip: Tensor, motion: Tensor | None = None) -> Tensor:
         """See the class."""
-        return all_heads(self.network(clip, motion, temperature=self.temperature))[0]
+        return self.network(clip, motion, temperature=self.temperature).heads()[0]
 
 
 class PairedScores(Scores):
@@ -62,7 +61,7 @@ class PairedScores(Scores):
     ) -> Tensor:
         """See the class."""
         motion = (motion_rgb, motion_depth)
-        return all_heads(self.network((rgb, depth), motion, temperature=self.temperature))[0]
+        return self.network((rgb, depth), motion, temperature=self.temperature).heads()[0]
 
 
 def export(trained: Trained, out: Path) -> dict[str, Any]:

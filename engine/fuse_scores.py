@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.clip_scores import ClipScores, Logits, read_scores, write_scores
+from engine.clip_scores import ClipScores, Logits
 from engine.command import exit_status
 
 SWEEP = np.arange(11) / 10
@@ -70,7 +70,7 @@ def fuse(
     logits = np.stack([scores.head(head) for scores in aligned])
     fused = np.stack([method(logits, shares) for method in METHODS.values()])
     source = " + ".join(scores.source for scores in inputs)
-    return ClipScores(inputs[0].names, inputs[0].labels, tuple(METHODS), fused, source)
+    return ClipScores(inputs[0].names, inputs[0].labels, np.array(list(METHODS)), fused, source)
 
 
 def sweep(first: ClipScores, second: ClipScores, head: str | None = None) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def sweep(first: ClipScores, second: ClipScores, head: str | None = None) -> lis
 def accuracies(scores: ClipScores) -> list[tuple[str, float, float]]:
     """(head, top-1, top-5) of each head, in 0..1; top-5 is top-K for K < 5 classes."""
     rows = []
-    for name, logits in zip(scores.heads, scores.logits, strict=True):
+    for name, logits in zip(scores.heads.tolist(), scores.logits, strict=True):
         ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         hit = ranked == scores.labels[:, None]
         rows.append((name, float(hit[:, 0].mean()), float(hit.any(axis=1).mean())))
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fuse_files(options: argparse.Namespace) -> None:
     if len(options.inputs) < 2:
         raise ValueError("fusing takes at least two files of scores or run folders")
-    inputs = [read_scores(path) for path in options.inputs]
+    inputs = [ClipScores.load(path) for path in options.inputs]
     fused = fuse(inputs, options.weights, options.head)
     shares = _shares(options.weights, len(inputs)).tolist()
     table = {scores.source: accuracies(scores) for scores in inputs}
@@ -110,7 +110,7 @@ def _fuse_files(options: argparse.Namespace) -> None:
     if options.out:
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
-        write_scores(out / "fused.npz", fused)
+        fused.save(out / "fused.npz")
         result = {
             "clips": len(fused.names), "head": options.head or "first", "weights": shares,
             "inputs": {source: _as_dict(rows) for source, rows in table.items()},

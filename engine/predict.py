@@ -26,7 +26,6 @@ from engine.clip_folders import clip_requests
 from engine.command import exit_status
 from engine.config import Config
 from engine.distributed import Ranks, place
-from engine.evaluate import all_heads
 from engine.explain import Explanation, Recording
 from engine.explanation_figure import PICTURES, draw
 from engine.loop import Precision, predict
@@ -72,7 +71,7 @@ def recognise(
     for batch in _batches(clips, config, ranks.device):
         with recording or nullcontext():
             output = predict(network, batch, trained.temperature, precision)
-        logits = all_heads(output)[0]
+        logits = output.heads()[0].float()
         explanations: list[list[Explanation]] = [[]] * len(logits)
         if recording is not None:
             explanations = recording.explanations(batch, output, logits.argmax(1))

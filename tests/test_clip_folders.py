@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import DEPTH_NAME, depth_frames, write_clip
+from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
 from lists import TINY, write_list
 
 from engine.clip_folders import clip_requests, list_frames
 from pipelines.depth_boxes import depth_boxes
 from pipelines.index import scan
-from pipelines.source import ClipSource
+from pipelines.source import ClipRequest, ClipSource
 
 
 def touch(folder: Path, *names: str) -> str:
@@ -49,12 +49,12 @@ def test_what_is_no_clip_is_named(tmp_path: Path) -> None:
         list_frames(touch(tmp_path / "mixed", "0.jpg", "0.png"))
 
 
-def same_request(found, expected) -> bool:
+def same_request(found: ClipRequest, expected: ClipRequest) -> bool:
     branches = zip(found.branch_indices, expected.branch_indices, strict=True)
-    return (
-        (found.paths, found.view) == (expected.paths, expected.view)
-        and all(np.array_equal(a, b) for a, b in branches)
-        and np.array_equal(found.boxes, expected.boxes)
+    streams = zip(found.streams, expected.streams, strict=True)
+    return all(np.array_equal(a, b) for a, b in branches) and all(
+        (a.paths, a.view) == (b.paths, b.view) and np.array_equal(a.boxes, b.boxes)
+        for a, b in streams
     )
 
 
@@ -69,18 +69,28 @@ def test_the_request_is_that_of_evaluation(tmp_path: Path, modality: str) -> Non
     assert found[1].origin == f"clip {tmp_path / modality / 'c1'}"
 
 
-def test_the_person_is_looked_for_in_every_frame_as_evaluation_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("modality", ["depth", "rgbd"])
+def test_the_person_is_looked_for_in_every_frame_as_evaluation_does(tmp_path, modality) -> None:
     frames = depth_frames(12, 400, 300)
     frames[3] = 0  # is sampled and takes the box of frame 2, which is not
     write_clip(tmp_path / "depth" / "c0", frames, DEPTH_NAME, first=1)
+    write_clip(tmp_path / "rgb" / "c0", rgb_frames(14, 192, 108))  # two more than depth has
     (tmp_path / "list.txt").write_text("c0 12 1\n")
     config = replace(
-        TINY, root=str(tmp_path), cache_dir=str(tmp_path / "cache"), modality="depth",
+        TINY, root=str(tmp_path), cache_dir=str(tmp_path / "cache"), modality=modality,
         depth_encoding="wrapped_jet", num_frames=8, branch_frames=(2, 3),
     )  # fmt: skip
     index = scan(config, "eval")
     expected = ClipSource(index, config, 0, depth_boxes(index, config)).eval_request(0)
-    (found,) = clip_requests([str(tmp_path / "depth" / "c0")], config)
+    folders = [str(tmp_path / name / "c0") for name in config.modalities]
+    (found,) = clip_requests([",".join(folders)], config)
     assert same_request(found, expected)
-    assert [Path(path).name[-6:-4] for path in found.paths][:4] == ["01", "02", "04", "05"]
-    assert len(np.unique(found.boxes, axis=0)) > 3, "the boxes follow the person"
+    assert [Path(path).name[-6:-4] for path in found.streams[-1].paths][:4] == [
+        "01", "02", "04", "05",
+    ]  # fmt: skip
+    assert len(np.unique(found.streams[-1].boxes, axis=0)) > 3, "the boxes follow the person"
+
+
+def test_an_rgbd_clip_is_two_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^clip: an RGB-D network needs two folders: RGB_FOLDER,"):
+        clip_requests(["clip"], replace(TINY, modality="rgbd"))

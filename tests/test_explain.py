@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from engine.explain import Explanation, Recording
 from models.decoupled import DecoupledNetwork
+from models.fusion import FusionNetwork
 from pipelines.batch import Batch
 
 TINY = {"num_frames": 4, "branch_frames": (2, 3), "num_blocks": 2, "width": 8, "dim": 64}
@@ -77,6 +78,30 @@ def test_recoupling_weights_are_those_of_the_module() -> None:
             (explanation.channel_weight, model.recoupling.channel_weight),
         ):
             torch.testing.assert_close(torch.from_numpy(shown), module(tokens)[b].float())
+
+
+def test_each_half_of_an_rgbd_network_explains_itself_after_they_have_seen_each_other() -> None:
+    torch.manual_seed(0)
+    model = FusionNetwork(3, **TINY).double().eval().requires_grad_(False)
+    rgb, depth = batch_of(random_clips()), batch_of(random_clips().flip(4))
+    clips, maps = (rgb.clip, depth.clip), (rgb.motion, depth.motion)
+    batch = Batch(clips, maps, rgb.label, rgb.branch_indices, rgb.index)
+    recording = Recording(model, "rgbd", 32)
+    with recording:
+        output = model(clips, maps, rgb.branch_indices)
+    explanations = recording.explanations(batch, output, torch.tensor([2, 0]))
+    seen = [half.spatial(c, m) for half, c, m in zip((model.rgb, model.depth), clips, maps,
+                                                     strict=True)]  # fmt: skip
+    shared = model.spatial_interaction(*seen)
+    for b, by_modality in enumerate(explanations):
+        assert [explanation.modality for explanation in by_modality] == ["rgb", "depth"]
+        assert (by_modality[0].frames == by_modality[1].frames[:, :, ::-1]).all()
+        for half, tokens, explanation in zip((model.rgb, model.depth), seen, by_modality,
+                                             strict=True):  # fmt: skip
+            expected = half.recoupling.frame_weight(tokens + shared)[b].float()
+            torch.testing.assert_close(torch.from_numpy(explanation.frame_weight), expected)
+            assert explanation.activation.any() and explanation.motion.any()
+            assert [shown.frames.tolist() for shown in explanation.attention] == [[1, 3], [0, 2, 3]]
 
 
 def test_a_network_without_recoupling_or_maps_shows_none() -> None:

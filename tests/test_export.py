@@ -13,7 +13,6 @@ import yaml
 
 from engine import checkpoint, export
 from engine.config import as_dict, load, model_options
-from engine.evaluate import all_heads
 from engine.trained import Trained, open_trained
 from models.registry import MODELS, build_model
 
@@ -68,7 +67,7 @@ def network_logits(trained: Trained, inputs: dict[str, torch.Tensor]) -> torch.T
     tensors = list(inputs.values())
     if trained.config.data.modality == "rgbd":
         tensors = [tuple(tensors[:2]), tuple(tensors[2:])]
-    return all_heads(trained.network(*tensors, temperature=0.5))[0]
+    return trained.network(*tensors, temperature=0.5).heads()[0]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.clip_scores import ClipScores, read_scores, write_scores
+from engine.clip_scores import ClipScores
 from engine.fuse_scores import METHODS, accuracies, fuse, main, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def one_head(logits: list[list[float]], labels: list[int], source: str = "s.npz") -> ClipScores:
     names = np.array([f"c{i}" for i in range(len(labels))])
-    return ClipScores(names, np.array(labels), ("merged",), np.array([logits], float), source)
+    return ClipScores(
+        names, np.array(labels), np.array(["merged"]), np.array([logits], float), source
+    )
 
 
 def by_hand(method: str, clips: list[list[float]], weights: list[float]) -> list[float]:
@@ -105,21 +107,22 @@ def files(tmp_path: Path) -> list[str]:
     for name in ("rgb", "depth"):
         order = rng.permutation(40)
         logits = rng.normal(size=(2, 40, 8)) + 1.5 * np.eye(8)[labels]
-        scores = ClipScores(names[order], labels[order], ("merged", "sum"), logits[:, order], "")
+        heads = np.array(["merged", "sum"])
         (tmp_path / name).mkdir()
-        write_scores(tmp_path / name / "scores.npz", scores)
+        scores = ClipScores(names[order], labels[order], heads, logits[:, order])
+        scores.save(tmp_path / name / "scores.npz")
     return [str(tmp_path / "rgb"), str(tmp_path / "depth" / "scores.npz")]
 
 
 def test_the_command_prints_every_table_and_writes_the_fusion(files, tmp_path, capsys) -> None:
     assert main([*files, "--weights", "1", "3", "--out", str(tmp_path / "fused")]) == 0
     printed = capsys.readouterr().out
-    one, two = map(read_scores, files)
+    one, two = map(ClipScores.load, files)
     result = json.loads((tmp_path / "fused" / "fused.json").read_text())
     assert result["weights"] == [0.25, 0.75] and result["clips"] == 40
     assert list(result["inputs"]) == [one.source, two.source]
-    fused = read_scores(tmp_path / "fused" / "fused.npz")
-    assert fused.heads == tuple(METHODS) and fused.names.tolist() == one.names.tolist()
+    fused = ClipScores.load(tmp_path / "fused" / "fused.npz")
+    assert fused.heads.tolist() == list(METHODS) and fused.names.tolist() == one.names.tolist()
     for name, top1, top5 in accuracies(fuse([one, two], [1, 3])):
         assert result["fused"][name] == {"top1": top1, "top5": top5}
         assert f"{name:<26}{top1:>8.1%}{top5:>8.1%}" in printed
@@ -131,14 +134,14 @@ def test_the_command_prints_every_table_and_writes_the_fusion(files, tmp_path, c
 def test_another_head_is_fused_on_request_and_three_inputs_have_no_sweep(files, capsys) -> None:
     assert main([*files, files[0], "--head", "sum"]) == 0
     assert "top-1 by weight" not in capsys.readouterr().out
-    one, two = map(read_scores, files)
+    one, two = map(ClipScores.load, files)
     expected = (one.head("sum") + two.ordered_like(one).head("sum")) / 2
     np.testing.assert_allclose(fuse([one, two], None, "sum").head("mean of logits"), expected)
 
 
 def test_errors_are_one_line(files, tmp_path, capsys) -> None:
-    one = read_scores(files[0])
-    write_scores(Path(files[1]), replace(one, names=np.array([f"w{i}" for i in range(40)])))
+    one = ClipScores.load(files[0])
+    replace(one, names=np.array([f"w{i}" for i in range(40)])).save(Path(files[1]))
     assert main(files) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith(f"error: {files[1]}: lacks 40 of the 40")

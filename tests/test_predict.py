@@ -13,7 +13,6 @@ from engine import checkpoint
 from engine.clips import open_clips
 from engine.config import as_dict, load, model_options
 from engine.distributed import Ranks, place
-from engine.evaluate import all_heads
 from engine.loop import Precision, predict
 from engine.optim import temperature_at
 from engine.predict import main, picture_paths, recognise
@@ -31,6 +30,8 @@ def saved(tiny_config: dict, tmp_path: Path):
 
     def save(**data: object):
         tiny_config["data"] |= data
+        if data.get("modality") == "rgbd":
+            tiny_config["model"]["name"] = "decoupled_fusion"
         file = tmp_path / "tiny.yaml"
         file.write_text(yaml.safe_dump(tiny_config))
         config = load(file)
@@ -60,18 +61,24 @@ def evaluated(config, path: Path) -> tuple[list[str], torch.Tensor]:
     temperature = temperature_at(FINISHED_EPOCHS - 1, *train.temperature, train.temperature_epochs)
     with torch.no_grad():
         logits = [
-            all_heads(predict(network, batch, temperature, precision))[0]
+            predict(network, batch, temperature, precision).heads()[0]
             for batch in clips.eval_batches()
         ]
     index = clips.evaluation.index
-    return [index.frames(i).folder for i in range(len(index))], torch.cat(logits)
+    return [_given(index, i, config.data.modalities) for i in range(len(index))], torch.cat(logits)
+
+
+def _given(index, clip: int, modalities: tuple[str, ...]) -> str:
+    """The clip as it is named on the command line."""
+    return ",".join(index.frames(clip, modality).folder for modality in modalities)
 
 
 @pytest.mark.parametrize(
     "data",
     [{"modality": "rgb"}, {"modality": "depth", "depth_encoding": "metric"},
-     {"modality": "depth", "depth_encoding": "wrapped_jet"}],
-    ids=["rgb", "metric", "wrapped_jet"],
+     {"modality": "depth", "depth_encoding": "wrapped_jet"},
+     {"modality": "rgbd", "depth_encoding": "metric"}],
+    ids=["rgb", "metric", "wrapped_jet", "rgbd"],
 )  # fmt: skip
 def test_the_logits_are_those_of_evaluation(saved, data) -> None:
     config, path = saved(**data)
@@ -82,12 +89,16 @@ def test_the_logits_are_those_of_evaluation(saved, data) -> None:
     assert len(expected.unique(dim=0)) == 7, "equality to the last bit tells the clips apart"
 
 
-def test_an_explanation_changes_no_logit(saved) -> None:
-    config, path = saved()
+@pytest.mark.parametrize(
+    ("modality", "explained"), [("rgb", ["rgb"]), ("depth", ["depth"]), ("rgbd", ["rgb", "depth"])]
+)
+def test_an_explanation_changes_no_logit(saved, modality, explained) -> None:
+    config, path = saved(modality=modality, depth_encoding="metric")
     folders, expected = evaluated(config, path)
     results = list(recognise(open_trained(path), folders[:3], "cpu", explain=True))
     assert torch.equal(torch.stack([result.logits for result in results]), expected[:3])
-    assert [len(result.explanations) for result in results] == [1, 1, 1]
+    for result in results:
+        assert [explanation.modality for explanation in result.explanations] == explained
 
 
 def test_an_explanation_is_made_in_16_bits_too(saved) -> None:

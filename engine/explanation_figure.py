@@ -44,10 +44,10 @@ def still(explanations: Sequence[Explanation], top: Sequence[dict[str, Any]], cl
     """Frames with class activation, their motion maps, and all weights over the clip's time."""
     figure = Figure(figsize=(13, 7.6 * len(explanations) + 0.6), layout="constrained")
     figure.suptitle(_title(top, clip), fontsize=13)
+    shown = _shown_frames(explanations)
     parts = figure.subfigures(len(explanations), 1, squeeze=False, hspace=0.03).flat
     for part, explanation in zip(parts, explanations, strict=True):
         above, below = part.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 4.2)).flat
-        shown = _shown_frames(explanation.activation)
         _frame_rows(above, explanation, shown)
         axes = _timeline(below, explanation, top)
         for axis in axes:
@@ -74,7 +74,7 @@ def moving(
             panel(t)
         canvas.draw()
         pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        images.append(pixels.quantize(128, dither=Image.Dither.NONE))
+        images.append(pixels.quantize(256, dither=Image.Dither.NONE))
     return images
 
 
@@ -99,11 +99,17 @@ def _title(top: Sequence[dict[str, Any]], clip: str) -> str:
     return f"{clip}:  {best['name']}  ({best['probability']:.1%})"
 
 
-def _shown_frames(activation: NDArray[np.float32]) -> list[int]:
-    """(T, h, w) -> of each of SHOWN_FRAMES equal parts of the clip the frame of most activation."""
-    per_frame = activation.mean((1, 2))
+def _shown_frames(explanations: Sequence[Explanation]) -> list[int]:
+    """Of each of SHOWN_FRAMES equal parts of the clip the frame of most activation, by the share of
+    each modality's that it has."""
+    per_frame = np.sum([_shares(explanation.activation) for explanation in explanations], axis=0)
     parts = np.array_split(np.arange(len(per_frame)), min(SHOWN_FRAMES, len(per_frame)))
     return [int(part[per_frame[part].argmax()]) for part in parts]
+
+
+def _shares(activation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, h, w) -> (T,) each frame's part of all activation."""
+    return activation.sum((1, 2)) / (activation.sum() or 1)
 
 
 def _frame_rows(part: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:
@@ -156,9 +162,8 @@ def _timeline(
 
 
 def _activation_over_time(axis: Axes, explanation: Explanation) -> None:
-    per_frame = explanation.activation.mean((1, 2))
-    share = per_frame / (per_frame.sum() or 1)
-    axis.bar(range(len(share)), share * 100, 0.8, color="0.6")
+    shares = _shares(explanation.activation)
+    axis.bar(range(len(shares)), shares * 100, 0.8, color="0.6")
     axis.set(ylabel="share of class\nactivation (%)", ylim=(0, None))
 
 

@@ -77,13 +77,15 @@ def test_the_title_names_clip_class_and_probability_and_each_row_its_modality() 
 
 
 def test_shown_frames_are_those_of_most_activation_in_equal_parts_of_the_clip() -> None:
-    given = explanation()
-    figure = still([given], TOP, "clips/a")
-    titles = [axis.get_title() for axis in axes_of(figure)]
-    shown = [int(title.split()[1]) for title in titles if title.startswith("frame ")]
-    assert len(shown) == 8 and shown == sorted(shown) and 7 in shown
-    per_frame = given.activation.sum((1, 2))
-    assert shown[0] == per_frame[:2].argmax(), "the first of eight parts has two of ten frames"
+    one, other = explanation("rgb"), explanation("depth")
+    one.activation[:] = other.activation[:] = 0
+    # The first two of eight parts have two of the ten frames each.
+    one.activation[[0, 1, 3], 0, 0] = [4, 6, 90]
+    other.activation[[0, 1, 2], 0, 0] = [3, 2, 5]
+    for given, expected in (([one], [1, 3]), ([other], [0, 2]), ([one, other], [0, 3])):
+        titles = [axis.get_title() for axis in axes_of(still(given, TOP, "clips/a"))]
+        shown = [int(title.split()[1]) for title in titles if title.startswith("frame ")]
+        assert shown == [*expected, 4, 5, 6, 7, 8, 9] * len(given)
 
 
 def test_the_overlay_leaves_frames_without_activation_as_they_are() -> None:

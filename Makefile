@@ -1,6 +1,6 @@
-# make demo [MODALITY=rgb|depth]   environment, sample data, training, evaluation, pictures
-# make test                        environment, tests
-# make lint                        ruff and mypy
+# make demo [MODALITY=rgb|depth|rgbd]   environment, sample data, training, evaluation, pictures
+# make test                             environment, tests
+# make lint                             ruff and mypy
 # Nothing but Python 3.10 to 3.12 and its package index is needed; `PYTHON=... make demo` picks one.
 
 SHELL := /bin/bash
@@ -9,24 +9,41 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-data-rgb demo-data-depth demo-data-rgbd test lint clean
 .DELETE_ON_ERROR:
 
-demo: $(READY)
+ENTRY := $(BIN)/torchrun --standalone --nproc_per_node=1 engine
+RUN := runs/demo_$(MODALITY)
+# The full-size network where there is a GPU.
+CONFIG = configs/demo_$(1)$$($(BIN)/python -c \
+  'import torch; print("_gpu" if torch.cuda.is_available() else "")').yaml
+
+demo: $(READY) demo-data-$(MODALITY)
+	@config=$(call CONFIG,$(MODALITY)); \
+	$(ENTRY)/train.py --dry-run --config $$config train.run_dir=$(RUN) > /dev/null && \
+	$(ENTRY)/train.py --config $$config train.run_dir=$(RUN) && \
+	$(ENTRY)/evaluate.py --config $$config --checkpoint $(RUN)/last.pt
+	@$(if $(filter rgbd,$(MODALITY)),$(BIN)/python engine/fuse_scores.py $(RUN)_rgb $(RUN)_depth)
+	@printf '%s\n' '' \
+	  "augmented clips and motion maps  $(RUN)/contact_sheet.png" \
+	  "curves                           $(RUN)/curves.png" \
+	  "confusion matrix                 $(RUN)/confusion.png" \
+	  "checkpoint                       $(RUN)/last.pt (best on the evaluation list: best.pt)" \
+	  "result                           $(RUN)/result.json" \
+	  "TensorBoard                      $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
+
+demo-data-rgb demo-data-depth: $(READY)
 	@$(BIN)/python -m pipelines.synthetic sample_data
-	@config=configs/demo_$(MODALITY)$$($(BIN)/python -c \
-	  'import torch; print("_gpu" if torch.cuda.is_available() else "")').yaml; \
-	run=$$($(BIN)/python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["train"]["run_dir"])' $$config); \
-	$(BIN)/torchrun --standalone --nproc_per_node=1 engine/train.py --dry-run --config $$config > /dev/null && \
-	$(BIN)/torchrun --standalone --nproc_per_node=1 engine/train.py --config $$config && \
-	$(BIN)/torchrun --standalone --nproc_per_node=1 engine/evaluate.py --config $$config --checkpoint $$run/last.pt && \
-	printf '\n%s\n' \
-	  "augmented clips and motion maps  $$run/contact_sheet.png" \
-	  "curves                           $$run/curves.png" \
-	  "confusion matrix                 $$run/confusion.png" \
-	  "checkpoint                       $$run/last.pt (best on the evaluation list: best.pt)" \
-	  "result                           $$run/result.json" \
-	  "TensorBoard                      $(BIN)/tensorboard --logdir $$run/tensorboard"
+
+# RGB-D starts from the two networks of one modality each.
+demo-data-rgbd: $(READY)
+	@$(BIN)/python -m pipelines.synthetic sample_data_rgbd --complementary
+	@for modality in rgb depth; do \
+	  config=$(call CONFIG,$$modality); run=$(RUN)_$$modality; \
+	  $(ENTRY)/train.py --config $$config data.root=sample_data_rgbd train.run_dir=$$run && \
+	  $(ENTRY)/evaluate.py --config $$config --checkpoint $$run/last.pt \
+	    data.root=sample_data_rgbd || exit 1; \
+	done
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -48,4 +65,4 @@ $(READY): setup.cfg pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) sample_data runs/demo_*
+	rm -rf $(VENV) sample_data sample_data_rgbd runs/demo_*

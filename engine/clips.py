@@ -72,16 +72,27 @@ class Clips:
         return Loader(self.config.data, self.ranks.device, self.dtype, max_batch, threads)
 
 
+def check_batch(config: Config, ranks: Ranks) -> None:
+    """Raises ValueError if the ranks cannot train on their shares of the global batch."""
+    batch, ranks_total = config.train.global_batch, ranks.world_size
+    if batch % ranks_total:
+        raise ValueError(
+            f"train.global_batch = {batch} cannot be shared equally by {ranks_total} ranks; take a "
+            f"multiple of {ranks_total}"
+        )
+    if config.model.name == "decoupled_fusion" and batch == ranks_total:
+        raise ValueError(
+            f"train.global_batch = {batch} leaves each of {ranks_total} ranks a single clip, in "
+            "which the fusion network's batch norms see one value per channel; take "
+            f"{2 * ranks_total} or more"
+        )
+
+
 def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:
     """Scan both lists on rank 0 and hand the result to all ranks.
 
     Raises RunError on all ranks with every problem of the lists and folders.
     """
-    if config.train.global_batch % ranks.world_size:
-        raise ValueError(
-            f"train.global_batch = {config.train.global_batch} cannot be shared equally by "
-            f"{ranks.world_size} ranks; take a multiple of {ranks.world_size}"
-        )
     sources = ranks.from_main(
         lambda: [_open(config.data, which, config.train.seed) for which in ("train", "eval")]
     )

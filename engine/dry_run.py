@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from engine import report
-from engine.clips import Clips, class_names, open_clips
+from engine.clips import Clips, check_batch, class_names, open_clips
 from engine.config import Config, as_dict, model_options
 from engine.distributed import Ranks
 from engine.loop import Precision, predict
@@ -27,6 +27,7 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     precision = Precision.choose(config.train.precision, ranks.device)
     run = RunDirectory(config.train.run_dir)
     ranks.from_main(lambda: run.prepare(config))
+    ranks.agree(lambda: check_batch(config, ranks))
     clips = ranks.agree(lambda: open_clips(config, ranks, precision))
     if not ranks.is_main:
         return

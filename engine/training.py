@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from engine import checkpoint, report
-from engine.clips import class_names, open_clips
+from engine.clips import check_batch, class_names, open_clips
 from engine.config import Config, as_dict, model_options
 from engine.distributed import Ranks, place, unwrap
 from engine.evaluate import evaluate
@@ -31,6 +31,7 @@ class Training:
         self.precision = Precision.choose(config.train.precision, ranks.device)
         self.run = RunDirectory(config.train.run_dir)
         ranks.from_main(lambda: self.run.prepare(config))
+        ranks.agree(lambda: check_batch(config, ranks))
         self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
         torch.manual_seed(config.train.seed)
         network = build_model(config.model.name, **model_options(config))

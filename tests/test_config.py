@@ -94,6 +94,38 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(config_file, override
     assert str(error.value) == f"{config_file}: {message}"
 
 
+FUSION = ["model.name=decoupled_fusion"]
+
+
+def test_the_fusion_network_comes_with_its_published_values(config_file):
+    config = load(config_file, FUSION)
+    assert config.data.modality == "rgbd"
+    assert (config.loss.branch_weight, config.loss.recoupling_delay) == (1.0, 0)
+    assert config.train.temperature == (1.0, 1.0)
+    config = load(config_file, [*FUSION, "loss.branch_weight=0.25", "train.temperature=[2, 3]"])
+    assert config.loss.branch_weight == 0.25 and config.train.temperature == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([*FUSION, "data.modality=depth"],
+         "data: modality is depth, but model.name decoupled_fusion takes rgbd; set it so, or "
+         "model.name to decoupled"),
+        (["data.modality=rgbd"],
+         "data: modality is rgbd, but model.name decoupled takes rgb or depth; set it so, or "
+         "model.name to decoupled_fusion"),
+        ([*FUSION, "data.motion_window=0"],
+         "data: motion_window is 0, but this network's motion attention needs the maps; set it to "
+         "10, or model.motion_attention to false"),
+    ],
+)  # fmt: skip
+def test_networks_name_the_modalities_they_take(config_file, overrides, message):
+    with pytest.raises(ValueError) as error:
+        load(config_file, overrides)
+    assert str(error.value) == f"{config_file}: {message}"
+
+
 def test_all_impossible_values_are_reported_at_once(config_file):
     with pytest.raises(ValueError) as error:
         load(config_file, ["data.flip=2", "optim.lr=-1.0", "train.epochs=0"])

@@ -55,11 +55,16 @@ class ClipScores:
         path = path / FILE_NAME if path.is_dir() else path
         if not path.is_file():
             raise ValueError(f"{path}: no such file; engine/evaluate.py writes it")
+        wrong = f"{path}: is no file of scores as engine/evaluate.py writes"
         try:
             with np.load(path, allow_pickle=False) as file:
-                scores = cls(**{key: file[key] for key in ARRAYS}, source=str(path))
-        except (ValueError, KeyError, TypeError, EOFError, BadZipFile):
-            raise ValueError(f"{path}: is no file of scores as engine/evaluate.py writes") from None
+                arrays = {key: file[key] for key in ARRAYS if key in file}
+        # One array, which opens nothing, is an AttributeError in Python 3.10, a TypeError later.
+        except (ValueError, EOFError, AttributeError, TypeError, BadZipFile):
+            raise ValueError(wrong) from None
+        if missing := [key for key in ARRAYS if key not in arrays]:
+            raise ValueError(f"{wrong}: it lacks {', '.join(missing)}")
+        scores = cls(**arrays, source=str(path))
         scores._check()
         return scores
 

@@ -77,15 +77,21 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scores.npz"
     with pytest.raises(ValueError, match=r"scores\.npz: no such file; engine/evaluate\.py"):
         ClipScores.load(tmp_path)
-    path.write_text("no scores")
-    with pytest.raises(ValueError, match=r"scores\.npz: is no file of scores"):
-        ClipScores.load(path)
-    np.savez(path, names=np.array(["a"]))
-    with pytest.raises(ValueError, match=r"scores\.npz: is no file of scores"):
+    no_scores = r"scores\.npz: is no file of scores as engine/evaluate\.py writes$"
+    for content in (b"", b"no scores", b"PK\x03\x04 broken"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=no_scores):
+            ClipScores.load(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match=no_scores):
         ClipScores.load(path)
     np.savez(path, names=np.array(["a"]), labels=np.array([object()]), heads=["m"],
              logits=np.zeros((1, 1, 2)))  # fmt: skip
-    with pytest.raises(ValueError, match=r"scores\.npz: is no file of scores"):
+    with pytest.raises(ValueError, match=no_scores):
+        ClipScores.load(path)
+    np.savez(path, names=np.array(["a"]), labels=np.array([0]))
+    with pytest.raises(ValueError, match=no_scores[:-1] + ": it lacks heads, logits$"):
         ClipScores.load(path)
 
 

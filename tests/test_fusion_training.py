@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.scores import ClipScores
+from engine.clip_scores import ClipScores
 
 HEADS = ["sum", "fused", "rgb + depth", "rgb", "depth"]
 
@@ -100,13 +100,3 @@ def test_the_scores_of_every_clip_are_those_of_the_table_on_any_number_of_ranks(
     total, fused, both, rgb, depth = one.logits
     np.testing.assert_allclose(total, fused + rgb + depth, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(both, rgb + depth, rtol=1e-5, atol=1e-5)
-
-
-def test_a_file_that_holds_no_scores_is_named(tmp_path):
-    wrong = tmp_path / "scores.npz"
-    wrong.write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match=r"scores.npz: cannot be read as scores"):
-        ClipScores.load(wrong)
-    np.savez(wrong, names=np.array(["a"]), labels=np.array([0]))
-    with pytest.raises(ValueError, match=r"scores.npz: cannot be read as scores .*heads"):
-        ClipScores.load(wrong)

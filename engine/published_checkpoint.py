@@ -42,6 +42,7 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
     names = published_names(network)
     _check(state, network, names)
     data = {key: options.pop(key) for key in FROM_DATA if key in options}
+    translated = {"model"} | ({"optimizer"} if published.get("optimizer") else set())
     ours: dict[str, Any] = {
         "config": {"data": data, "model": {"name": name, **options}},
         "progress": {
@@ -51,7 +52,7 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
         "model": OrderedDict((key, state[names[key]]) for key in network.state_dict()),
         "published": {
             "order": list(published),
-            "entries": {k: v for k, v in published.items() if k not in ("model", "optimizer")},
+            "entries": {k: v for k, v in published.items() if k not in translated},
             "names": list(saved),
             "metadata": getattr(saved, "_metadata", None),
             "unused": {key: tensor for key, tensor in saved.items() if is_unused(key)},
@@ -61,7 +62,7 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
         "average": {},
         "watch": {"seconds": 0.0, "waited": 0.0},
     }
-    if "optimizer" in published:
+    if "optimizer" in translated:
         owners = _owners(state, network, names)
         ours["optimizer"] = _our_optimizer(published["optimizer"], owners)
         ours["published"]["optimizer"] = _hollow(published["optimizer"], owners)
@@ -189,7 +190,7 @@ def _filled(hollow: Mapping[str, Any], ours: Mapping[str, Any], owners: Owners) 
 
 def _numbers(published: Mapping[str, Any], owners: Owners) -> list[int]:
     """What a published optimizer calls its parameters, in their order."""
-    groups = published["param_groups"]
+    groups = published.get("param_groups", [])
     numbers = [number for group in groups for number in group["params"]]
     if len(groups) != 1 or len(numbers) != len(owners):
         raise ValueError(

@@ -42,8 +42,8 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
     names = published_names(network)
     _check(state, network, names)
     data = {key: options.pop(key) for key in FROM_DATA if key in options}
-    translated = {"model"} | ({"optimizer"} if published.get("optimizer") else set())
-    ours: dict[str, Any] = {
+    translated = ["model", "optimizer"] if published.get("optimizer") else ["model"]
+    ours = _fresh_run() | {
         "config": {"data": data, "model": {"name": name, **options}},
         "progress": {
             "epoch": int(published.get("epoch", 0)),
@@ -57,10 +57,6 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
             "metadata": getattr(saved, "_metadata", None),
             "unused": {key: tensor for key, tensor in saved.items() if is_unused(key)},
         },
-        "rate": {},
-        "scaler": torch.amp.GradScaler("cpu").state_dict(),
-        "average": {},
-        "watch": {"seconds": 0.0, "waited": 0.0},
     }
     if "optimizer" in translated:
         owners = _owners(state, network, names)
@@ -94,6 +90,16 @@ def to_published(state: Mapping[str, Any]) -> dict[str, Any]:
         else:
             entries["optimizer"] = _published_optimizer(state["optimizer"], owners)
     return {key: entries[key] for key in kept["order"]}
+
+
+def _fresh_run() -> dict[str, Any]:
+    """What a run resumes besides and no published file holds, as it is at a run's start."""
+    return {
+        "rate": {},
+        "scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "average": {},
+        "watch": {"seconds": 0.0, "waited": 0.0},
+    }
 
 
 def _bare(name: str) -> str:

@@ -131,7 +131,7 @@ def translate(tree: Tree, where: str, ranks: int) -> tuple[Tree, list[str]]:
         raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
     same = ((path, _value(keys[key])) for key, path in RENAMED.items() if key in keys)
     ours: Tree = {"data": {}, "model": {}, "loss": {}, "optim": {}, "train": {}}
-    for path, value in (*same, *_data(keys), *_model(keys), *_loss(keys), *_train(keys, ranks)):
+    for path, value in (*same, *_data(keys), *_loss(keys), *_train(keys, ranks)):
         section, key = path.split(".")
         ours[section][key] = value
     idle = NO_EFFECT | (UNIMODAL_ONLY if keys["Network"] == FUSION else FUSION_ONLY)
@@ -203,14 +203,18 @@ def _wrong_choices(keys: Tree) -> Iterator[str]:
         ("scheduler.name", _part(keys, "scheduler", "name", "cosin"), ["cosin", "ReduceLR"]),
         ("loss.name", _part(keys, "loss", "name", "CE"), ["CE"]),
     ):
-        if value not in choices:
+        if value not in list(choices):
             yield f"{key} is {value!r}{_suggest(str(value), choices)} (one of {', '.join(choices)})"
-    if type(keys.get("batch_size", 1)) is not int:
-        yield f"batch_size: expected a whole number, found {keys['batch_size']!r}"
+    for key, value in (
+        ("batch_size", keys.get("batch_size", 1)),
+        ("scheduler.warm_up_epochs", _part(keys, "scheduler", "warm_up_epochs", 3)),
+    ):
+        if type(value) is not int:
+            yield f"{key}: expected a whole number, found {value!r}"
 
 
 def _data(keys: Tree) -> Iterator[tuple[str, Any]]:
-    """Lists, classes, layout and modality."""
+    """Lists, classes, layout, modality, and the network for it."""
     dataset, modality = keys["dataset"], MODALITIES[keys["type"]]
     yield from ((f"data.{key}", value) for key, value in DATASETS[dataset].items())
     own_lists = dataset == "THUREAD" and modality == "depth"
@@ -218,20 +222,16 @@ def _data(keys: Tree) -> Iterator[tuple[str, Any]]:
     for key, phase in (("train_list", "train"), ("eval_list", "valid")):
         yield f"data.{key}", os.path.join(str(keys["splits"]), file.format(phase))
     if keys["Network"] == FUSION:
-        yield "data.modality", "rgbd"
+        yield from (("model.name", "decoupled_fusion"), ("data.modality", "rgbd"))
         yield "data.paired_view", False
     else:
-        yield "data.modality", modality
+        yield from (("model.name", "decoupled"), ("data.modality", modality))
     if dataset == "NTU" and (modality == "depth" or keys["Network"] == FUSION):
         yield "data.depth_encoding", "wrapped_jet"
     yield "data.min_frames", MIN_FRAMES
     branches = [keys.get(f"{rate}_frames") for rate in ("low", "media", "high")]
     if None not in branches:
         yield "data.branch_frames", branches
-
-
-def _model(keys: Tree) -> Iterator[tuple[str, Any]]:
-    yield "model.name", "decoupled_fusion" if keys["Network"] == FUSION else "decoupled"
 
 
 def _loss(keys: Tree) -> Iterator[tuple[str, Any]]:

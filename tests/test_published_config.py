@@ -204,6 +204,9 @@ def test_only_one_rank_prints(capsys, monkeypatch):
          "mean 'CE'? (one of CE)"),
         ({"scheduler": "cosin"}, "scheduler: expected name, patience, warm_up_epochs, found "
          "'cosin'"),
+        ({"scheduler": {"name": "cosin", "warm_up_epochs": "few"}}, "scheduler.warm_up_epochs: "
+         "expected a whole number, found 'few'"),
+        ({"type": ["M", "K"]}, "type is ['M', 'K'] (one of M, K)"),
         ({"scheduler": {"nme": "cosin"}}, "scheduler: unknown key 'nme'; did you mean 'name'?"),
     ],
 )  # fmt: skip

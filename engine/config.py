@@ -129,9 +129,17 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     tree = _read_yaml(path)
     if published_config.is_published(tree):
         tree = published_config.read(tree, str(path))
+    return from_tree(tree, str(path), overrides)
+
+
+def from_tree(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:
+    """As `load`, of sections that are already parsed, such as those kept in the checkpoint `where`.
+
+    `tree` stays as it is.
+    """
+    tree = dict(tree)
     for override in overrides:
         _apply(tree, override)
-    where = str(path)
     model = _model(tree.pop("model", {}), where)
     for section, values in NETWORK_DEFAULTS.get(model.name, {}).items():
         if isinstance(tree.get(section), dict):  # whatever else it is, is reported below

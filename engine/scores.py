@@ -1,57 +1,16 @@
-"""The scores of every evaluated clip, kept for fusion with other networks: arrays in a file."""
+"""Collects the scores of every clip while ranks evaluate; the file: engine/clip_scores.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.clip_scores import ClipScores
 from engine.distributed import Ranks
 from pipelines.index import ClipIndex
-
-
-@dataclass(frozen=True)
-class ClipScores:
-    """N clips in the order of their list, H heads, K classes. The file is a NumPy archive (.npz)
-    with these arrays by these names."""
-
-    names: NDArray[np.str_]
-    """(N,) as in the split list."""
-
-    labels: NDArray[np.int64]
-    """(N,)"""
-
-    heads: NDArray[np.str_]
-    """(H,) the first is the one that top-1 is computed from."""
-
-    logits: NDArray[np.float32]
-    """(H, N, K) divided by the temperature of the evaluation."""
-
-    def save(self, path: Path) -> None:
-        """Write the file. Raises OSError."""
-        np.savez_compressed(
-            path, names=self.names, labels=self.labels, heads=self.heads, logits=self.logits
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "ClipScores":
-        """What `save` wrote. Raises ValueError naming a file that is something else."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                scores = cls(*(file[key] for key in ("names", "labels", "heads", "logits")))
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{path}: cannot be read as scores of engine/evaluate.py ({error})"
-            ) from None
-        shape = (len(scores.heads), len(scores.names))
-        if scores.logits.ndim != 3 or scores.logits.shape[:2] != shape:
-            raise ValueError(
-                f"{path}: logits {scores.logits.shape} do not fit {shape} heads and clips"
-            )
-        return scores
 
 
 @dataclass

@@ -163,6 +163,7 @@ class Training:
         """Tensors and plain values: all that `_resume` needs for a bit-equal continuation."""
         return {
             "config": as_dict(self.config),
+            "classes": class_names(self.config.data),  # for predictions far from the data set
             "progress": dataclasses.asdict(self.progress),
             "model": unwrap(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),

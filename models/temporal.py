@@ -52,11 +52,27 @@ class KnnAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, n, D) -> (B, n, D)"""
-        heads = self.qkv(tokens).unflatten(2, (3, NUM_HEADS, -1))  # (B, n, 3, heads, D / heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        mixed = top_softmax(scores, self.kept) @ value  # (B, heads, n, D / heads)
+        query, key, value = self.heads(tokens)
+        mixed = self.shares(query, key) @ value  # (B, heads, n, D / heads)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """(B, n, D) -> (B, heads, n, n): how much each query attends to each key, to be looked at.
+
+        Rows sum to 1 and have `kept` positive entries.
+        """
+        query, key, _ = self.heads(tokens)
+        return self.shares(query, key)
+
+    def heads(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """(B, n, D) -> query, key and value, each (B, heads, n, D / heads)"""
+        heads = self.qkv(tokens).unflatten(2, (3, NUM_HEADS, -1))  # (B, n, 3, heads, D / heads)
+        return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def shares(self, query: Tensor, key: Tensor) -> Tensor:
+        """twice (B, heads, n, D / heads) -> (B, heads, n, n)"""
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return top_softmax(scores, self.kept)
 
 
 class FeedForward(nn.Sequential):
@@ -134,10 +150,11 @@ class TemporalBranch(nn.Module):
     def forward(self, tokens: Tensor, indices: Tensor | None = None) -> Tensor:
         """tokens (B, T, D), indices (B, f) int64 -> (B, D); by default the evaluation's frames."""
         if indices is None:
-            indices = self.evaluation_indices.expand(len(tokens), -1)
-        seen = tokens.take_along_dim(indices[:, :, None], 1)
+            indices = self.evaluation_indices.expand(tokens.shape[0], -1)
+        # Not take_along_dim, with which torch.export cannot leave the batch size open.
+        seen = tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
         frames = self.inception(seen + self.position[:, 1:])
-        class_token = (self.class_token + self.position[:, :1]).expand(len(tokens), -1, -1)
+        class_token = (self.class_token + self.position[:, :1]).expand(tokens.shape[0], -1, -1)
         return self.blocks(torch.cat((class_token, frames), 1))[:, 0]
 
 

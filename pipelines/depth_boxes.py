@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -14,11 +15,18 @@ from tqdm import tqdm
 from pipelines.cache import open_cache
 from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes, box_centre, read_depth, wrap
-from pipelines.folders import Frames
 from pipelines.index import ClipIndex
 
 FRAMES_PER_PROCESS = 4000
 """Some seconds of work: less does not pay for starting another process."""
+
+
+class Files(Protocol):
+    """The files of one clip."""
+
+    def path(self, number: int) -> str:
+        """File of the 0-based frame `number`."""
+
 
 Centres = tuple[list[int], list[int]]
 """Height and width of a clip's frames; cx, cy of frame after frame, -1, -1 where there is none."""
@@ -54,7 +62,15 @@ def depth_boxes(
     return _fill_gaps([cache.get(key)[2:] for key in keys])
 
 
-def _compute(clips: Sequence[tuple[Frames, int]], processes: int | None) -> Iterator[Centres]:
+def boxes_of(clips: Sequence[tuple[Files, int]], processes: int | None = None) -> DepthBoxes:
+    """The box of every frame of clips given as (files, number of frames); nothing is kept.
+
+    Otherwise as `depth_boxes`.
+    """
+    return _fill_gaps(list(_compute(clips, processes)))
+
+
+def _compute(clips: Sequence[tuple[Files, int]], processes: int | None) -> Iterator[Centres]:
     if processes is None:
         paying = sum(num_frames for _, num_frames in clips) // FRAMES_PER_PROCESS
         processes = min(os.cpu_count() or 1, max(paying, 1))
@@ -71,7 +87,7 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)  # of a worker process: the pool already fills the cores
 
 
-def _clip_centres(clip: tuple[Frames, int]) -> Centres:
+def _clip_centres(clip: tuple[Files, int]) -> Centres:
     frames, num_frames = clip
     size: tuple[int, ...] = ()
     centres: list[int] = []

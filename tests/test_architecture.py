@@ -49,7 +49,13 @@ def test_no_module_of_the_engine_shadows_the_standard_library():
     assert not names & sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("script", ["engine/train.py", "engine/evaluate.py", "engine/convert.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"engine/{name}.py"
+        for name in ("train", "evaluate", "convert", "predict", "fuse_scores", "export")
+    ],
+)
 def test_entry_points_start_from_any_working_directory(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True

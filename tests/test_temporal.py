@@ -45,6 +45,19 @@ def test_knn_attention_is_that_of_a_loop_over_heads_and_queries(knn_ratio) -> No
     torch.testing.assert_close(attention(tokens), attention.out(mixed))
 
 
+@pytest.mark.parametrize(("knn_ratio", "kept"), [(0.0, 9), (0.3, 2), (0.7, 6)])
+def test_the_weights_to_be_looked_at_are_those_of_the_forward_pass(knn_ratio, kept) -> None:
+    torch.manual_seed(0)
+    attention = KnnAttention(64, 9, knn_ratio, dropout=0.0).double()
+    tokens = torch.randn(2, 9, 64, dtype=torch.float64)
+    weights = attention.weights(tokens)
+    assert weights.shape == (2, 8, 9, 9) and ((weights > 0).sum(-1) == kept).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 8, 9, dtype=torch.float64))
+    value = attention.qkv(tokens)[..., 128:].unflatten(2, (8, 8)).transpose(1, 2)
+    mixed = (weights @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention(tokens), attention.out(mixed))
+
+
 @pytest.mark.parametrize(("num_tokens", "kept"), [(17, 11), (33, 23), (49, 34)])
 def test_the_published_branches_keep_11_23_and_34_keys(num_tokens, kept) -> None:
     assert KnnAttention(64, num_tokens, 0.7, dropout=0.0).kept == kept

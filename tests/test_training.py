@@ -48,6 +48,7 @@ def test_a_run_leaves_everything_a_user_looks_for(train, tmp_path):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     assert not list(run.glob("*.partial"))
+    assert final_state(run)["classes"][:2] == ["swipe right", "swipe left"]
     result = result_of(run)
     # 23 clips, 6 per step: steps 0..3 begin in epoch 0, 4..7 in epoch 1.
     assert (result["steps"], result["clips"], result["epochs"]) == (8, 48, 2)

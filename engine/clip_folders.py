@@ -1,0 +1,100 @@
+"""Clips given as folders of frames -> the requests that evaluation would make of them. No pixels,
+except that the published depth encoding looks for the person in each depth frame."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.config import DataConfig
+from pipelines.depth_boxes import boxes_of
+from pipelines.sampling import branch_indices, sample_frames
+from pipelines.source import ClipRequest, Stream
+from pipelines.view import eval_view
+
+IMAGE_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WebP",
+               ".tif": "TIFF", ".tiff": "TIFF"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """The frames of one clip, in time."""
+
+    paths: tuple[str, ...]
+
+    def path(self, number: int) -> str:
+        """File of the 0-based frame `number`."""
+        return self.paths[number]
+
+
+def clip_requests(clips: Sequence[str], config: DataConfig) -> list[ClipRequest]:
+    """One request per clip: the frames, the view and the boxes of evaluation.
+
+    A clip is a folder of frames; for RGB-D `RGB_FOLDER,DEPTH_FOLDER`, which count as many frames as
+    both have. The label is 0, as it is not known. Raises ValueError naming what is no clip.
+    """
+    by_clip = [[list_frames(folder) for folder in _folders(clip, config)] for clip in clips]
+    lengths = [min(len(files.paths) for files in modalities) for modalities in by_clip]
+    streams = [
+        _streams(modality, files, lengths, config)
+        for modality, files in zip(config.modalities, zip(*by_clip, strict=True), strict=True)
+    ]
+    branches = branch_indices(config.num_frames, config.branch_frames, None)
+    return [
+        ClipRequest(i, 0, tuple(modality[i] for modality in streams), branches, f"clip {name}")
+        for i, name in enumerate(clips)
+    ]
+
+
+def _streams(
+    modality: str, clips: Sequence[FrameFiles], lengths: Sequence[int], config: DataConfig
+) -> list[Stream]:
+    """One modality of each clip, of its first so many frames."""
+    boxes = boxes_of(list(zip(clips, lengths, strict=True))) if config.boxed(modality) else None
+    streams = []
+    for i, (files, length) in enumerate(zip(clips, lengths, strict=True)):
+        frames = sample_frames(length, config.num_frames, None)
+        paths = tuple(files.path(frame) for frame in frames.tolist())
+        streams.append(
+            Stream(paths, eval_view(config), None if boxes is None else boxes[i][frames])
+        )
+    return streams
+
+
+def _folders(clip: str, config: DataConfig) -> list[str]:
+    """The folder of each modality. Raises ValueError where an RGB-D clip does not name two."""
+    if len(config.modalities) == 1:
+        return [clip]
+    folders = clip.split(",")
+    if len(folders) != len(config.modalities):
+        raise ValueError(f"{clip}: an RGB-D network needs two folders: RGB_FOLDER,DEPTH_FOLDER")
+    return folders
+
+
+def list_frames(folder: str) -> FrameFiles:
+    """The image files of a folder in natural order: frame2 before frame10.
+
+    Raises ValueError where there are none, where they are of several types, and for a file.
+    """
+    if os.path.isfile(folder):
+        raise ValueError(
+            f"{folder}: is a file; a clip is a folder of its frames, such as FFmpeg writes by "
+            f"`ffmpeg -i {folder} -start_number 0 FOLDER/%06d.jpg`"
+        )
+    try:
+        names = sorted(os.listdir(folder), key=_natural)
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; name a folder of frames") from None
+    types = {name: IMAGE_TYPES.get(os.path.splitext(name)[1].lower()) for name in names}
+    images = [name for name in names if types[name] and not name.startswith(".")]
+    kinds = sorted({str(types[name]) for name in images})
+    if not images:
+        raise ValueError(f"{folder}: holds no images ({', '.join(IMAGE_TYPES)})")
+    if len(kinds) > 1:
+        raise ValueError(f"{folder}: holds {' and '.join(kinds)} images; keep the clip's own only")
+    return FrameFiles(tuple(os.path.join(folder, name) for name in images))
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorting key: text and the values of numbers, in turn."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]

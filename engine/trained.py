@@ -1,0 +1,51 @@
+"""A trained network as its checkpoint describes it: what prediction and export start from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from engine import checkpoint
+from engine.clips import class_names
+from engine.config import Config, from_tree, load, model_options
+from engine.optim import temperature_at
+from models.registry import build_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, on the CPU and in evaluation mode, and what belongs to it."""
+
+    network: nn.Module
+    config: Config
+    temperature: float
+    """What its logits were divided by in its last epoch, in training and in evaluation."""
+
+    classes: list[str]
+    """K names."""
+
+
+def open_trained(
+    path: str | Path, config_file: str | None = None, overrides: Iterable[str] = ()
+) -> Trained:
+    """The network of a checkpoint, by the config kept in it or by `config_file`, with
+    `section.key=value` overrides.
+
+    Raises ValueError naming the file and what does not fit.
+    """
+    path = Path(path)
+    state = checkpoint.load(path)
+    if config_file is not None:
+        config = load(config_file, overrides)
+    elif "config" in state:
+        config = from_tree(state["config"], str(path), overrides)
+    else:
+        raise ValueError(f"{path}: holds no config; name the run's with --config")
+    network = build_model(config.model.name, **model_options(config))
+    checkpoint.load_model(network, state, path)
+    train = config.train
+    epoch = max(state["progress"]["epoch"] - 1, 0)  # `progress` counts finished epochs
+    temperature = temperature_at(epoch, *train.temperature, train.temperature_epochs)
+    classes = state.get("classes") or class_names(config.data)
+    return Trained(network.eval().requires_grad_(False), config, temperature, classes)

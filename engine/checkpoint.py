@@ -1,25 +1,42 @@
-"""Checkpoints on disk: tensors and plain values only, replaced atomically, never half written."""
+"""Checkpoints on disk: tensors and numbers only, replaced atomically, never half written.
+
+Published checkpoints are read too. No file gets to execute code.
+"""
 
 import os
 import pickle
+import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from engine.published_checkpoint import is_published, to_ours
+from models.fusion import FusionNetwork
 
 FORMAT = 1
 
+NUMPY_NUMBERS = ("float64", "float32", "float16", "int64", "int32", "bool")
+"""What the published trainers left in their files: NumPy's learning rates and accuracies."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`; a crash or a full disk at any moment leaves the old file whole.
+    """Write `state` in our form to `path`, as `write` does."""
+    write(path, {"format": FORMAT, **state})
 
-    Raises OSError naming the file.
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` as it is to `path`; a crash or a full disk at any moment leaves the old file
+    whole. Raises OSError naming the file.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -42,18 +59,62 @@ def copy(source: Path, target: Path) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save` wrote. Raises ValueError naming the file where it is not such a file."""
+    """A checkpoint in our form: what `save` wrote, or a published one, converted.
+
+    Raises ValueError naming the file where it is neither.
+    """
+    return in_our_form(read(path, device), path)
+
+
+def in_our_form(content: Any, path: Path) -> dict[str, Any]:
+    """What `read` found in `path`, as `load` returns it."""
+    if isinstance(content, dict) and is_published(content):
+        try:
+            return {"format": FORMAT, **to_ours(content)}
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: is no checkpoint of this program (format {FORMAT}), nor a published one "
+            "(a dictionary with 'model')"
+        )
+    return content
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Any:
+    """A file of torch.save's, whatever it holds; nothing in it is executed.
+
+    Raises ValueError naming the file, and what it asks for beyond tensors and numbers.
+    """
+    kinds = [type(np.dtype(name)) for name in NUMPY_NUMBERS]
+    readers = [_numpy_number(module) for module in ("numpy.core", "numpy._core")]
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        with torch.serialization.safe_globals([np.dtype, *kinds, *readers]):
+            return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        asked = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))
+        if asked:
+            raise ValueError(
+                f"{path}: is refused: to read it, {asked[1]} would have to be called, and a file "
+                "that brings calls can do anything; have its sender save tensors and numbers only"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path}: cannot be read as a checkpoint ({reason}); delete it to start anew, or put "
             "a good copy in its place"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path}: is no checkpoint of this program (format {FORMAT})")
-    return state
+
+
+def difference(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
+    """The first entry in which two state dicts differ by name or shape; empty where none does."""
+    for key in own:
+        if key in saved and own[key].shape != saved[key].shape:
+            return f"{key} is {tuple(saved[key].shape)} there and {tuple(own[key].shape)} here"
+    if missing := own.keys() - saved.keys():
+        return f"{min(missing)} is missing there"
+    if surplus := saved.keys() - own.keys():
+        return f"{min(surplus)} is not known here"
+    return ""
 
 
 def load_model(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
@@ -61,21 +122,32 @@ def load_model(model: torch.nn.Module, state: dict[str, Any], path: Path) -> Non
 
     Raises ValueError naming the file and the first difference where it is of another network.
     """
-    own, saved = model.state_dict(), state["model"]
-    differing = [key for key in own if key in saved and own[key].shape != saved[key].shape]
-    missing, surplus = own.keys() - saved.keys(), saved.keys() - own.keys()
-    if not (differing or missing or surplus):
-        model.load_state_dict(saved)
-        return
-    if differing:
-        key = differing[0]
-        detail = f"{key} is {tuple(saved[key].shape)} there and {tuple(own[key].shape)} here"
-    else:
-        detail = f"{min(missing or surplus)} is {'missing there' if missing else 'not known here'}"
-    raise ValueError(
-        f"{path}: is a checkpoint of another network ({detail}); use the config it was trained "
-        "with, or another train.run_dir"
-    )
+    if detail := difference(model.state_dict(), state["model"]):
+        raise ValueError(
+            f"{path}: is a checkpoint of another network ({detail}); use the config it was trained "
+            "with, or another train.run_dir"
+        )
+    model.load_state_dict(state["model"])
+    adopt_reshape(model, state)
+
+
+def adopt_reshape(model: torch.nn.Module, state: Mapping[str, Any]) -> None:
+    """Set the fusion network's `published_reshape` to what the loaded weights were trained with:
+    unlike other options it leaves no trace in their shapes, and weights are useless without it."""
+    if isinstance(model, FusionNetwork):
+        model.published_reshape = state["config"]["model"].get("published_reshape", False)
+
+
+def _numpy_number(module: str) -> Callable[..., Any]:
+    """Our own reading of NumPy's pickled numbers, under the name of it that NumPy 1 or 2 wrote:
+    no function of NumPy's is let in, and no other kind of number can come of it."""
+
+    def scalar(kind: np.dtype, data: bytes) -> np.generic:
+        return np.frombuffer(data, kind, count=1)[0]
+
+    scalar.__module__ = f"{module}.multiarray"
+    scalar.__qualname__ = "scalar"
+    return scalar
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import torch
 import yaml
 
+from engine import published_config
 from engine.losses import LossConfig
 from engine.optim import OptimConfig
 from models.registry import MODELS, build_model
@@ -57,6 +58,16 @@ class TrainConfig:
     eval_batch: int = 8
     """Clips per evaluation batch of one rank; changes no result."""
 
+    init_from: str = ""
+    """A checkpoint, ours or published, whose weights a new run starts from; only a classifier of
+    another size is left out. A resumed run does not read it again."""
+
+    init_rgb: str = ""
+    """As `init_from`, of an RGB network without its heads, for that half of the fusion network."""
+
+    init_depth: str = ""
+    """As `init_rgb`, for the depth half."""
+
     seed: int = 0
     device: str = "auto"
     """`cuda`, `cpu`, or `auto`: the GPU where there is one."""
@@ -92,6 +103,8 @@ class TrainConfig:
         ):
             if getattr(self, key) not in choices:
                 yield key, unknown_choice(getattr(self, key), choices)
+        if self.init_from and (self.init_rgb or self.init_depth):
+            yield "init_from", "fills the whole network, init_rgb and init_depth its halves: choose"
 
 
 @dataclass(frozen=True)
@@ -108,10 +121,15 @@ class Config:
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config of a YAML file with `section.key=value` overrides; checked, no data read.
 
+    A published YAML file is translated first (engine/published_config.py); overrides name our keys.
+
     Raises ValueError with one line per problem, each naming the file (or the command line), the
     section, the key and what to write instead.
     """
-    return from_tree(_read_yaml(path), str(path), overrides)
+    tree = _read_yaml(path)
+    if published_config.is_published(tree):
+        tree = published_config.read(tree, str(path))
+    return from_tree(tree, str(path), overrides)
 
 
 def from_tree(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -> Config:
@@ -140,6 +158,12 @@ def model_options(config: Config) -> dict[str, Any]:
     accepted = inspect.signature(MODELS[config.model.name]).parameters
     shared = {key: getattr(config.data, key) for key in FROM_DATA if key in accepted}
     return shared | config.model.options
+
+
+def with_options(config: Config, **options: Any) -> Config:
+    """The config with other model options."""
+    model = dataclasses.replace(config.model, options=config.model.options | options)
+    return dataclasses.replace(config, model=model)
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -281,6 +305,9 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
     for section in ("data", "loss", "optim", "train"):
         for key, text in getattr(config, section).problems():
             yield section, f"{key} {text}"
+    halves = [key for key in ("init_rgb", "init_depth") if getattr(config.train, key)]
+    if halves and config.model.name != "decoupled_fusion":
+        yield "train", f"{halves[0]} is for decoupled_fusion; set init_from for {config.model.name}"
     if config.model.name in DECOUPLED:
         yield from (("data", text) for text in _decoupled_problems(config))
 

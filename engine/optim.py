@@ -33,8 +33,8 @@ class OptimConfig:
     """Largest norm of the whole gradient; 0 turns clipping off."""
 
     schedule: str = "cosine"
-    """`cosine`, `plateau` (a tenth of the rate after `patience` epochs without a better top-1) or
-    `constant`; all after the warm-up."""
+    """`cosine`, `plateau` (a tenth of the rate, at least `min_lr`, after `patience` epochs without
+    a better top-1) or `constant`; all after the warm-up."""
 
     schedule_by: str = "epoch"
     """`epoch`: the rate is constant within an epoch, as published; `step`: it changes every step,
@@ -111,8 +111,9 @@ class LearningRate:
         self.plateau = None
         if config.schedule == "plateau":
             self.plateau = ReduceLROnPlateau(
-                optimizer, "max", factor=0.1, patience=config.patience, cooldown=config.cooldown
-            )
+                optimizer, "max", factor=0.1, patience=config.patience, cooldown=config.cooldown,
+                min_lr=config.min_lr,
+            )  # fmt: skip
 
     def set(self, epoch: int, epochs: int, step: int, steps: int) -> float:
         """Set and return the rate of `step` (of `steps`) in `epoch` (of `epochs`)."""

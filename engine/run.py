@@ -14,7 +14,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from engine import checkpoint
-from engine.config import Config, as_dict
+from engine.config import Config, as_dict, load
 from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
@@ -55,7 +55,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if saved.exists() and self.last.exists():
-                self._check_same(yaml.safe_load(saved.read_text()), config)
+                # Loaded, not only parsed: keys that came after that run count as their defaults.
+                self._check_same(as_dict(load(saved)), config)
             saved.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
         except OSError as error:
             raise OSError(

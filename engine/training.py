@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from engine import checkpoint, report
 from engine.clips import check_batch, class_names, open_clips
-from engine.config import Config, as_dict, model_options
+from engine.config import Config, as_dict, model_options, with_options
 from engine.distributed import Ranks, place, unwrap
 from engine.evaluate import evaluate
+from engine.initial import initialise
 from engine.loop import Precision, TrainStep
 from engine.metrics import Average, Stopwatch
 from engine.optim import LearningRate, build_optimizer, temperature_at
@@ -35,6 +36,12 @@ class Training:
         self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
         torch.manual_seed(config.train.seed)
         network = build_model(config.model.name, **model_options(config))
+        if not self.run.last.exists():  # a resumed run takes all its weights from there
+            for line in ranks.agree(lambda: initialise(network, config)):
+                if ranks.is_main:
+                    print(line, flush=True)
+        if getattr(network, "published_reshape", False):  # perhaps by the weights it starts from
+            self.config = config = with_options(config, published_reshape=True)
         self.model = place(network, ranks, self.precision.weights)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.rate = LearningRate(self.optimizer, config.optim)
@@ -171,7 +178,13 @@ class Training:
         if self.run.last.exists():
             state = checkpoint.load(self.run.last)
             checkpoint.load_model(unwrap(self.model), state, self.run.last)
-            self.progress = Progress(**state["progress"])
+            if "optimizer" not in state:
+                raise ValueError(
+                    f"{self.run.last}: holds weights only, from which no run can go on; start from "
+                    "them with train.init_from, in another train.run_dir"
+                )
+            done = state["progress"]  # published checkpoints count epochs, not steps
+            self.progress = Progress(**{"step": self.clips.steps_before(done["epoch"]), **done})
             for part, name in (
                 (self.optimizer, "optimizer"), (self.rate, "rate"), (self.step.scaler, "scaler"),
                 (self.watch, "watch"),

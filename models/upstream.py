@@ -4,6 +4,7 @@ One table per network; both directions and the order of the parameters come from
 equal: nothing is transposed or reshaped. Reading files is left to the caller.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,6 +40,10 @@ RECOUPLING = {
     "norm": "project.3",
     "student": "linear",
 }
+RGB_PREFIX = "Modalit_rgb."
+"""Before the names of the RGB network inside a published fusion network."""
+
+UNUSED = re.compile(r"(^|\.)dtn\.multi_scale_transformers\.[1-9]\d*\.Mixed_(small|media|large)\.")
 INTERACTION = {"reduce": "0", "norm": "1", "out": "3"}
 
 CLASSIFIERS = ("heads.", "classifier.")
@@ -194,6 +199,48 @@ def load_published(
     return skipped
 
 
+def is_unused(published: str) -> bool:
+    """Whether no forward pass ever read this published entry.
+
+    Files from before October 2022 hold temporal inception modules in every block; only those of the
+    first block were used.
+    """
+    return UNUSED.search(published) is not None
+
+
+def published_options(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Name and options of the network a published state dict belongs to, read off its shapes.
+
+    Names without `module.`. What leaves no trace is not among the options: k-NN ratio, dropout and,
+    without recoupling, the number of frames. Raises ValueError for some other state dict.
+    """
+    fusion = any(name.startswith(RGB_PREFIX) for name in state)
+    prefix = RGB_PREFIX if fusion else ""
+
+    def size(name: str, axis: int) -> int:
+        if name not in state or state[name].dim() <= axis:
+            raise ValueError(f"no published CVPR'22 network: it has no such entry as {name!r}")
+        return state[name].shape[axis]
+
+    classifier = "fusion_model.efc.weight" if fusion else "dtn.mlp_head_small.1.weight"
+    stage = re.compile(re.escape(f"{prefix}dtn.multi_scale_transformers.") + r"(\d+)\.")
+    recoupling, motion = f"{prefix}dtn.rcm.q.weight", f"{prefix}frp_module.rpconv1d.weight"
+    options: dict[str, Any] = {
+        "num_classes": size(classifier, 0),
+        "branch_frames": tuple(size(f"{prefix}dtn.pos_embedding_{b}", 1) - 1 for b in BRANCHES),
+        "num_blocks": len({found[1] for found in map(stage.match, state) if found}),
+        "recoupling": recoupling in state,
+        "motion_attention": motion in state,
+        "width": size(f"{prefix}Conv3d_1a_7x7.conv3d.weight", 0),
+        "dim": size(f"{prefix}LinearMap.1.weight", 0),
+    }
+    if recoupling in state:
+        options["num_frames"] = size(recoupling, 1)
+    if fusion:
+        options["published_reshape"] = True
+    return ("decoupled_fusion" if fusion else "decoupled"), options
+
+
 def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     for wrapper in ("model", "state_dict"):
         if isinstance(state_dict.get(wrapper), Mapping):
@@ -206,7 +253,7 @@ def _check_names(
 ) -> None:
     expected = set(names.values())
     for key in state:
-        if key.startswith(prefix) and key not in expected:
+        if key.startswith(prefix) and key not in expected and not is_unused(key):
             raise ValueError(
                 f"published {key!r} has no counterpart in this model: build the model with the "
                 "checkpoint's options (blocks, recoupling, motion attention), or add a row for "

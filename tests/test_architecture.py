@@ -50,7 +50,11 @@ def test_no_module_of_the_engine_shadows_the_standard_library():
 
 
 @pytest.mark.parametrize(
-    "script", [f"engine/{name}.py" for name in ("train", "evaluate", "predict", "export")]
+    "script",
+    [
+        f"engine/{name}.py"
+        for name in ("train", "evaluate", "convert", "predict", "fuse_scores", "export")
+    ],
 )
 def test_entry_points_start_from_any_working_directory(script, tmp_path):
     done = subprocess.run(

@@ -1,14 +1,18 @@
 """engine/checkpoint.py: no crash and no full disk ever costs the last good checkpoint."""
 
+import argparse
+import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from engine import checkpoint
+from tests.published import published_file, rewritten
 
 
 def state(value: float, size: int = 4) -> dict:
@@ -126,3 +130,77 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     missing = tmp_path / "gone" / "last.pt"
     with pytest.raises(OSError, match=r"gone/last.pt: cannot be saved"):
         checkpoint.save(missing, state(1.0))
+
+
+class Harmful:
+    """A pickle that runs a command when it is opened."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_code_in_a_file_is_never_executed(tmp_path):
+    path, mark = tmp_path / "x.pth.tar", tmp_path / "executed"
+    torch.save({**published_file(), "args": Harmful(f"touch {mark}")}, path)
+    with pytest.raises(ValueError) as error:
+        checkpoint.load(path)
+    assert not mark.exists()
+    assert str(error.value).startswith(f"{path}: is refused: to read it, posix.system would")
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the file was harmless, so that the test showed nothing"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (np.zeros(3), "multiarray._reconstruct"),
+        (np.str_("NTU"), "StrDType"),
+        (np.datetime64("2022-03-01"), "DateTime64DType"),
+    ],
+)
+def test_what_is_neither_tensor_nor_number_is_refused_by_name(tmp_path, value, name):
+    torch.save({**published_file(), "args": value}, tmp_path / "x.pth.tar")
+    with pytest.raises(ValueError, match=rf"x.pth.tar: is refused: to read it, \S*{name} would"):
+        checkpoint.load(tmp_path / "x.pth.tar")
+
+
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+@pytest.mark.parametrize("kind", checkpoint.NUMPY_NUMBERS)
+def test_numpy_numbers_are_read_whichever_numpy_wrote_them(tmp_path, kind, module):
+    path, value = tmp_path / "x.pth.tar", np.dtype(kind).type(0.8958)
+    torch.save({"bestacc": value, "lr": [value]}, path)
+    written = type(value).__reduce__(value)[0].__module__
+    rewritten(path, f"c{written}\nscalar".encode(), f"c{module}.multiarray\nscalar".encode())
+    content = checkpoint.read(path)
+    assert content == {"bestacc": value, "lr": [value]}
+    assert type(content["bestacc"]) is type(value)
+
+
+def test_tensors_of_a_gpu_are_read_without_one(tmp_path):
+    path = tmp_path / "x.pth.tar"
+    content = published_file()
+    torch.save(content, path)
+    rewritten(path, b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")
+    loaded = checkpoint.load(path)
+    bias = loaded["model"]["spatial.token_linear.bias"]
+    assert bias.device.type == "cpu"
+    assert torch.equal(bias, content["model"]["LinearMap.1.bias"])
+
+
+def test_a_published_checkpoint_loads_like_one_of_ours(tmp_path):
+    torch.save(published_file(), tmp_path / "x.pth.tar")
+    state = checkpoint.load(tmp_path / "x.pth.tar")
+    checkpoint.save(tmp_path / "x.pt", state)
+    again = checkpoint.load(tmp_path / "x.pt")
+    assert again.keys() == state.keys() and again["progress"] == state["progress"]
+    assert all(torch.equal(again["model"][key], tensor) for key, tensor in state["model"].items())
+
+
+def test_another_published_network_is_refused_with_the_file(tmp_path):
+    torch.save({"model": {"head.weight": torch.zeros(2, 2)}}, tmp_path / "x.pth.tar")
+    with pytest.raises(ValueError, match=r"x.pth.tar: no published CVPR'22 network: it has no"):
+        checkpoint.load(tmp_path / "x.pth.tar")

@@ -82,6 +82,8 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("model.knn_ratio=7", "model: knn_ratio must be from 0 to 1, not 7.0"),
         ("train.precision=half", "train: precision is 'half' (one of auto, bf16, fp16, fp32, "
          "fp64)"),
+        ("train.init_rgb=a.pt", "train: init_rgb is for decoupled_fusion; set init_from for "
+         "decoupled"),
         ("train.global_batch=0", "train: global_batch is 0; it must be at least 1"),
         ("optim.schedule=cosin", "optim: schedule is 'cosin'; it must be one of cosine, plateau, "
          "constant"),
@@ -171,3 +173,8 @@ def test_a_saved_config_loads_to_the_same_config(config_file, tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=str)
 def test_every_config_in_the_repository_is_valid(path):
     load(path)
+
+
+def test_a_network_starts_whole_or_by_halves(config_file):
+    with pytest.raises(ValueError, match=r"train: init_from fills the whole network, init_rgb and"):
+        load(config_file, ["train.init_from=a.pt", "train.init_depth=b.pt"])

@@ -48,8 +48,9 @@ def test_two_ranks_give_the_loss_curve_of_one(train, tmp_path):
     curves = []
     for ranks in (1, 2):
         done = train(
-            "model.dropout=0.0", "optim.warmup=0", "optim.lr=1e-4", "optim.min_lr=1e-5", "train.precision=fp64",
-            "train.temperature=[1.0, 1.0]", f"train.run_dir=ranks{ranks}", ranks=ranks,
+            "model.dropout=0.0", "optim.warmup=0", "optim.lr=1e-4", "optim.min_lr=1e-5",
+            "train.precision=fp64", "train.temperature=[1.0, 1.0]", f"train.run_dir=ranks{ranks}",
+            ranks=ranks,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         keys = ("loss", "recoupling", "reconstruction", "modality")

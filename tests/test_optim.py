@@ -69,6 +69,12 @@ def test_plateau_divides_the_rate_by_ten_after_patience_and_survives_a_restart()
         assert plateau_curve(top1, state_after=epoch) == pytest.approx(expected), epoch
 
 
+def test_plateau_stops_falling_at_the_smallest_rate():
+    """As published: 1e-5."""
+    curve = plateau_curve([0.9] * 20)
+    assert curve[2] == pytest.approx(0.1) and curve[-1] == pytest.approx(1e-5)
+
+
 def test_sgd_decays_every_parameter_and_keeps_momentum():
     layer = nn.Linear(3, 1, bias=False)
     with torch.no_grad():

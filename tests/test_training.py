@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from engine import checkpoint
+from engine.convert import main as convert
+from tests.published import published_file
 
 
 def result_of(run: Path) -> dict:
@@ -167,3 +170,68 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(train, tmp_path):
         assert text in done.stdout, text
     assert (tmp_path / "run" / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_published_checkpoint_as_from_its_own(train, tmp_path):
+    """Weights, momentum and epoch are those of the run."""
+    options = ("optim.schedule=constant", "train.device=cpu")
+    assert train(*options, "train.epochs=1", "train.run_dir=first").returncode == 0
+    last = tmp_path / "first" / "last.pt"
+    for folder in ("own", "published"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(last, tmp_path / "own" / "last.pt")
+    assert convert([str(last), str(tmp_path / "published" / "last.pt")]) == 0
+    for folder in ("own", "published"):
+        done = train(*options, "train.epochs=2", f"train.run_dir={folder}")
+        assert done.returncode == 0, done.stderr
+        assert [line["step"] for line in lines_of(tmp_path / folder, "train")] == [5, 6, 7, 8]
+    own, published = (final_state(tmp_path / folder) for folder in ("own", "published"))
+    if published["progress"]["best_epoch"] == -1:  # published files do not say which epoch it was
+        own["progress"]["best_epoch"] = -1
+    assert_bit_equal(own, published)
+
+
+@pytest.mark.slow
+def test_a_run_starts_once_from_another_and_evaluation_reads_published_files(train, tmp_path):
+    assert train("train.epochs=1", "train.run_dir=first").returncode == 0
+    published = tmp_path / "model_best.pth.tar"
+    assert convert([str(tmp_path / "first" / "last.pt"), str(published)]) == 0
+    tables = []
+    for path in (tmp_path / "first" / "last.pt", published):
+        done = train("--checkpoint", str(path), "--out", "out", script="engine/evaluate.py")
+        assert done.returncode == 0, done.stderr
+        tables.append(json.loads((tmp_path / "out" / "evaluation.json").read_text()))
+    assert tables[0] == tables[1]
+
+    options = (
+        "optim.lr=1e-9",
+        "optim.min_lr=0",
+        "data.num_classes=9",
+        f"train.init_from={published}",
+    )
+    done = train(*options, ranks=2)
+    assert done.returncode == 0, done.stderr
+    said = f"the network starts from {published} without heads.0.linear.bias, heads.0.linear.weight"
+    assert done.stdout.count(said) == 1
+    weights = [final_state(tmp_path / run)["model"] for run in ("first", "run")]
+    key = "spatial.conv2c.conv.weight"
+    assert torch.allclose(weights[0][key], weights[1][key], atol=1e-6)
+
+    published.unlink()
+    again = train(*options)
+    assert again.returncode == 0 and "starts from" not in again.stdout
+    (tmp_path / "run" / "last.pt").unlink()
+    gone = train(*options)
+    assert gone.returncode == 1 and f"error: {published}: no such file; train the" in gone.stderr
+
+
+@pytest.mark.slow
+def test_weights_alone_are_no_run_to_go_on_with(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    last = tmp_path / "run" / "last.pt"
+    content = published_file(num_classes=8, num_blocks=1, optimizer=False)
+    torch.save(content, last)
+    done = train()
+    assert done.returncode == 1
+    assert f"error: {last}: holds weights only, from which no run can go on" in done.stderr

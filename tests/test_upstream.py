@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.upstream import load_published, published_names, published_parameters, to_published
+from models.upstream import (
+    is_unused,
+    load_published,
+    published_names,
+    published_options,
+    published_parameters,
+    to_published,
+)
 
 KEYS = json.loads((Path(__file__).parent / "data" / "decoupled_keys.json").read_text())
 SMALL = {
@@ -156,3 +163,47 @@ def test_only_networks_of_three_branches_were_published() -> None:
         to_published(small(branch_frames=(2, 4)))
     with pytest.raises(ValueError, match="no published layout is known for Linear"):
         to_published(nn.Linear(1, 1))
+
+
+def test_the_options_are_read_off_the_published_shapes() -> None:
+    state = {name: torch.empty(shape, device="meta") for name, shape, _, _ in KEYS}
+    assert published_options(state) == (
+        "decoupled",
+        {"num_classes": 60, "num_frames": 64, "branch_frames": (16, 32, 48), "num_blocks": 6,
+         "recoupling": True, "motion_attention": True, "width": 64, "dim": 512},
+    )  # fmt: skip
+
+
+def test_the_options_of_a_fusion_network_are_those_of_its_halves() -> None:
+    halves = {name: torch.empty(shape, device="meta") for name, shape, _, _ in KEYS
+              if "mlp_head" not in name}  # fmt: skip
+    state = {"fusion_model.efc.weight": torch.empty(25, 256, 1, 1, device="meta")}
+    for half in ("Modalit_rgb.", "Modalit_depth."):
+        state |= {half + name: tensor for name, tensor in halves.items()}
+    name, options = published_options(state)
+    assert name == "decoupled_fusion"
+    assert (options["num_classes"], options["num_blocks"], options["num_frames"]) == (25, 6, 64)
+    assert options["published_reshape"] is True
+
+
+@pytest.mark.parametrize("options", [SMALL, {"recoupling": False}, {"motion_attention": False}])
+def test_a_network_built_with_the_options_read_off_takes_the_weights(options) -> None:
+    state = checkpoint(**options)
+    name, found = published_options(state)
+    assert load_published(build_model(name, **{"num_frames": 8, **found}), state) == []
+
+
+def test_a_state_dict_of_something_else_has_no_options() -> None:
+    with pytest.raises(ValueError, match=r"no such entry as 'dtn.mlp_head_small.1.weight'"):
+        published_options({"fc.weight": torch.zeros(2, 2)})
+
+
+def test_copies_of_the_temporal_modules_in_later_blocks_are_passed_over() -> None:
+    state = checkpoint()
+    stage = "dtn.multi_scale_transformers"
+    copies = {name.replace(f"{stage}.0.", f"{stage}.1."): tensor for name, tensor in state.items()
+              if name.startswith(f"{stage}.0.Mixed_")}  # fmt: skip
+    assert len(copies) == 3 * 6 * 6 and all(map(is_unused, copies))
+    assert not any(map(is_unused, state))
+    assert is_unused("module.Modalit_rgb." + next(iter(copies)))
+    assert load_published(small(), state | copies) == []

@@ -1,0 +1,84 @@
+"""The weights that a new run starts from: other checkpoints, ours or published. Resumes nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import checkpoint
+from engine.config import Config, model_options
+from models.registry import build_model
+
+HEADS = "heads."
+"""Before the names of a unimodal network's heads; inside the fusion network it has none."""
+
+
+def initialise(network: nn.Module, config: Config) -> list[str]:
+    """Fill `network` from the checkpoints that `train.init_from`, `init_rgb` and `init_depth` name.
+
+    Strictly: only a classifier of another size stays as it is, and of a unimodal checkpoint that
+    fills one half of the fusion network the heads are left out. Returns one line per file, with
+    the names of what was left out. Raises ValueError naming the file and the first difference.
+    """
+    lines = []
+    for modality in ("rgb", "depth"):
+        key = f"init_{modality}"
+        if path := getattr(config.train, key):
+            saved = _load(path, key)["model"]
+            heads = [name for name in saved if name.startswith(HEADS)]
+            _fill(getattr(network, modality), saved, heads, path, key)
+            lines.append(_report(path, f"the {modality} network", heads))
+    if path := config.train.init_from:
+        state, own = _load(path, "init_from"), network.state_dict()
+        saved = state["model"]
+        shared = [name for name in sorted(classifier(config)) if name in saved]
+        resized = [name for name in shared if saved[name].shape != own[name].shape]
+        _fill(network, saved, resized, path, "init_from")
+        checkpoint.adopt_reshape(network, state)
+        lines.append(_report(path, "the network", resized))
+    return lines
+
+
+def classifier(config: Config) -> set[str]:
+    """The entries of the network's state dict whose shape depends on the number of classes."""
+    options = model_options(config)
+    sizes = []
+    for num_classes in (config.data.num_classes, config.data.num_classes + 1):
+        with torch.device("meta"):
+            network = build_model(config.model.name, **options | {"num_classes": num_classes})
+        sizes.append({key: tensor.shape for key, tensor in network.state_dict().items()})
+    return {key for key in sizes[0] if sizes[0][key] != sizes[1][key]}
+
+
+def _load(path: str, key: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise ValueError(
+            f"{path}: no such file; train the network it stands for, set train.{key} to another "
+            f"checkpoint (published ones too), or train.{key}= to start without"
+        )
+    return checkpoint.load(Path(path))
+
+
+def _fill(
+    network: nn.Module, saved: Mapping[str, Tensor], without: list[str], path: str, key: str
+) -> None:
+    """Copy all entries of `saved` but those of `without`, which may or may not be the network's."""
+    own = network.state_dict()
+    left = set(without)
+    detail = checkpoint.difference(
+        {k: v for k, v in own.items() if k not in left},
+        {k: v for k, v in saved.items() if k not in left},
+    )
+    if detail:
+        raise ValueError(
+            f"{path}: does not fit the network that train.{key} fills ({detail}); take a "
+            "checkpoint of the same options, or change the model section"
+        )
+    network.load_state_dict({k: own[k] if k in left else saved[k] for k in own})
+
+
+def _report(path: str, what: str, left_out: list[str]) -> str:
+    names = ", ".join(left_out)
+    return f"{what} starts from {path}" + (f" without {names}" if names else "")

@@ -1,0 +1,133 @@
+"""engine/initial.py: a new run starts from another's weights, all of them but what is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine import checkpoint
+from engine.config import Config, ModelConfig, TrainConfig
+from engine.initial import classifier, initialise
+from models.upstream import to_published
+from pipelines.config import DataConfig
+from tests.published import SMALL, published_file, small_network
+
+DATA = DataConfig(root="", train_list="", eval_list="", num_classes=5, num_frames=8,
+                  branch_frames=(2, 4, 6))  # fmt: skip
+OPTIONS = {key: SMALL[key] for key in ("num_blocks", "width", "dim")}
+
+
+def config(num_classes: int = 5, **train: str) -> Config:
+    data = dataclasses.replace(DATA, num_classes=num_classes)
+    return Config(data, TrainConfig("runs/x", **train), ModelConfig("decoupled", OPTIONS))
+
+
+def saved(path: Path, form: str, **options) -> nn.Module:
+    """A network with random weights, saved in one of the two forms."""
+    network = small_network(**options)
+    if form == "published":
+        torch.save({"model": to_published(network, "module."), "epoch": 1, "bestacc": 0.0}, path)
+    else:
+        checkpoint.save(path, {"model": network.state_dict()})
+    return network
+
+
+@pytest.fixture(params=["ours", "published"])
+def form(request) -> str:
+    return request.param
+
+
+def test_all_weights_are_taken_over(tmp_path, form):
+    expected = saved(tmp_path / "x", form).state_dict()
+    network = small_network()
+    lines = initialise(network, config(init_from=str(tmp_path / "x")))
+    assert lines == [f"the network starts from {tmp_path / 'x'}"]
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_a_classifier_of_another_size_is_left_out_by_name(tmp_path, form):
+    expected = saved(tmp_path / "x", form, num_classes=9).state_dict()
+    network = small_network()
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    (line,) = initialise(network, config(init_from=str(tmp_path / "x")))
+    names = [f"heads.{i}.linear.{leaf}" for i in range(3) for leaf in ("bias", "weight")]
+    assert line == f"the network starts from {tmp_path / 'x'} without {', '.join(names)}"
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, (before if key in names else expected)[key]), key
+
+
+def test_the_classifier_is_what_depends_on_the_number_of_classes():
+    assert classifier(config()) == {
+        f"heads.{i}.linear.{leaf}" for i in range(3) for leaf in ("bias", "weight")
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "detail"),
+    [
+        ({"dim": 128}, r"spatial.token_linear.weight is \(128, 128\) there and \(64, 128\) here"),
+        ({"recoupling": False}, r"recoupling.excite.weight is missing there"),
+        ({"num_blocks": 4}, r"branches.0.blocks.3.attention.out.bias is not known here"),
+        ({"branch_frames": (2, 4, 8)}, r"branches.2.position is \(1, 9, 64\) there"),
+    ],
+)
+def test_any_other_difference_is_an_error_that_changes_nothing(tmp_path, form, options, detail):
+    saved(tmp_path / "x", form, **options)
+    network = small_network()
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    message = rf"x: does not fit the network that train.init_from fills \({detail}"
+    with pytest.raises(ValueError, match=message):
+        initialise(network, config(init_from=str(tmp_path / "x")))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+class Halves(nn.Module):
+    """What matters here of a fusion network: two networks without heads, and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.depth = small_network(), small_network()
+        self.rgb.heads = self.depth.heads = nn.ModuleList()
+        self.more = nn.Linear(2, 2)
+
+
+def test_halves_of_a_fusion_network_start_from_unimodal_checkpoints(tmp_path, form):
+    rgb = saved(tmp_path / "rgb", form, num_classes=9).state_dict()
+    depth = saved(tmp_path / "depth", "published").state_dict()
+    network = Halves()
+    paths = {f"init_{half}": str(tmp_path / half) for half in ("rgb", "depth")}
+    lines = initialise(network, config(**paths))
+    assert [line.partition(" without ")[0] for line in lines] == [
+        f"the rgb network starts from {tmp_path / 'rgb'}",
+        f"the depth network starts from {tmp_path / 'depth'}",
+    ]
+    heads = [key for key in rgb if key.startswith("heads.")]
+    assert lines[0].endswith(" without " + ", ".join(heads)) and len(heads) == 12
+    for half, expected in ((network.rgb, rgb), (network.depth, depth)):
+        own = half.state_dict()
+        assert own.keys() == {key for key in expected if key not in heads}
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in own.items())
+
+
+def test_nothing_but_the_heads_is_left_out_of_a_half(tmp_path):
+    saved(tmp_path / "rgb", "ours", recoupling=False)
+    with pytest.raises(ValueError, match=r"train.init_rgb fills \(recoupling.excite.weight is mis"):
+        initialise(Halves(), config(init_rgb=str(tmp_path / "rgb")))
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path):
+    with pytest.raises(ValueError) as error:
+        initialise(small_network(), config(init_from=str(tmp_path / "x.pt")))
+    assert str(error.value).startswith(f"{tmp_path / 'x.pt'}: no such file; train the network")
+    assert "train.init_from=" in str(error.value)
+
+
+def test_a_trained_published_file_needs_no_conversion(tmp_path):
+    torch.save(published_file(copies=True), tmp_path / "x.pth.tar")
+    network = small_network()
+    initialise(network, config(init_from=str(tmp_path / "x.pth.tar")))
+    weight = published_file(copies=True)["model"]["Conv3d_1a_7x7.conv3d.weight"]
+    assert torch.equal(network.spatial.conv1.conv.weight, weight)

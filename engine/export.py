@@ -185,7 +185,7 @@ def _run_onnx(path: Path, inputs: dict[str, Tensor]) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 after one line that says what to mend."""
-    options = command_line().parse_args(arguments)
+    options = command_line().parse_intermixed_args(arguments)
     return exit_status(lambda: _export(options))
 
 

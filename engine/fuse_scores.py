@@ -94,7 +94,7 @@ def accuracies(scores: ClipScores) -> list[tuple[str, float, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 after one line that says what to mend."""
-    options = command_line().parse_args(arguments)
+    options = command_line().parse_intermixed_args(arguments)
     return exit_status(lambda: _fuse_files(options))
 
 

@@ -91,7 +91,7 @@ def _batches(clips: Sequence[str], config: Config, device: torch.device) -> Iter
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 after one line that says what to mend."""
-    options = command_line().parse_args(arguments)
+    options = command_line().parse_intermixed_args(arguments)
     return exit_status(lambda: _predict(options))
 
 

@@ -29,8 +29,8 @@ class Trained:
 def open_trained(
     path: str | Path, config_file: str | None = None, overrides: Iterable[str] = ()
 ) -> Trained:
-    """The network of a checkpoint, by the config kept in it or by `config_file`, with
-    `section.key=value` overrides.
+    """The network of a checkpoint (ours, or a published one with `config_file`), by the config kept
+    in it or by `config_file`, with `section.key=value` overrides.
 
     Raises ValueError naming the file and what does not fit.
     """
@@ -38,10 +38,10 @@ def open_trained(
     state = checkpoint.load(path)
     if config_file is not None:
         config = load(config_file, overrides)
-    elif "config" in state:
+    elif "train" in state.get("config", {}):
         config = from_tree(state["config"], str(path), overrides)
-    else:
-        raise ValueError(f"{path}: holds no config; name the run's with --config")
+    else:  # published, where only shapes tell of the config
+        raise ValueError(f"{path}: holds no whole config; name the one it goes with by --config")
     network = build_model(config.model.name, **model_options(config))
     checkpoint.load_model(network, state, path)
     train = config.train

@@ -1,6 +1,6 @@
 """Pictures of an explanation (engine/explain.py), still or moving. Draws; computes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from engine.explain import Explanation
 
 PICTURES = (".png", ".gif")
 SHOWN_FRAMES = 8
+MOST_LETTERS = 110
+"""Of a clip's path in the title: more are wider than the picture."""
+
 FRAME_MS = 120
 """How long the moving picture shows each frame."""
 
@@ -44,12 +47,13 @@ def still(explanations: Sequence[Explanation], top: Sequence[dict[str, Any]], cl
     """Frames with class activation, their motion maps, and all weights over the clip's time."""
     figure = Figure(figsize=(13, 7.6 * len(explanations) + 0.6), layout="constrained")
     figure.suptitle(_title(top, clip), fontsize=13)
-    shown = _shown_frames(explanations)
+    evidence = _evidence(explanations)
+    shown = _shown_frames(np.sum([shares for _, shares in evidence], axis=0))
     parts = figure.subfigures(len(explanations), 1, squeeze=False, hspace=0.03).flat
-    for part, explanation in zip(parts, explanations, strict=True):
+    for part, explanation, (seen, shares) in zip(parts, explanations, evidence, strict=True):
         above, below = part.subfigures(2, 1, squeeze=False, height_ratios=(3.2, 4.2)).flat
-        _frame_rows(above, explanation, shown)
-        axes = _timeline(below, explanation, top)
+        _frame_rows(above, explanation, seen, shown)
+        axes = _timeline(below, explanation, shares, top)
         for axis in axes:
             for t in shown:
                 axis.axvline(t, color="0.85", linewidth=0.8, zorder=0)
@@ -65,7 +69,12 @@ def moving(
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(_title(top, clip), fontsize=12)
     parts = figure.subfigures(len(explanations), 1, squeeze=False).flat
-    panels = [_moving_panel(part, e, top) for part, e in zip(parts, explanations, strict=True)]
+    panels = [
+        _moving_panel(part, explanation, *evidence, top)
+        for part, explanation, evidence in zip(
+            parts, explanations, _evidence(explanations), strict=True
+        )
+    ]
     canvas.draw()
     figure.set_layout_engine("none")  # laid out once: nothing may jump, and frames draw faster
     images = []
@@ -78,15 +87,14 @@ def moving(
     return images
 
 
-def overlay(frames: NDArray[np.uint8], activation: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """frames (T, H, W, 3) under activation (T, h, w) >= 0 -> (T, H, W, 3).
+def overlay(frames: NDArray[np.uint8], activation: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """frames (T, H, W, 3) under activation (T, h, w) in 0..1 -> (T, H, W, 3).
 
-    The clip's strongest cell is the brightest colour; where there is none the frame shows through.
+    1 is the brightest colour; at 0 the frame shows through.
     """
     size = frames.shape[2], frames.shape[1]
-    strongest = activation.max() or 1
     blended = []
-    for frame, cells in zip(frames, activation / strongest, strict=True):
+    for frame, cells in zip(frames, activation, strict=True):
         smooth = Image.fromarray(cells.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
         heat = np.asarray(smooth)
         alpha = (0.75 * np.sqrt(heat))[..., None]
@@ -94,29 +102,38 @@ def overlay(frames: NDArray[np.uint8], activation: NDArray[np.float32]) -> NDArr
     return np.rint(blended).astype(np.uint8)
 
 
+def _evidence(
+    explanations: Sequence[Explanation],
+) -> list[tuple[NDArray[np.uint8], NDArray[np.floating]]]:
+    """Per modality the frames (T, H, W, 3) under their class activation, and the share (T,) of it
+    that each frame has: both of that of all modalities, as all of them speak for one score."""
+    activations = [explanation.activation for explanation in explanations]
+    strongest = max(activation.max() for activation in activations) or 1
+    total = sum(activation.sum() for activation in activations) or 1
+    return [
+        (overlay(e.frames, e.activation / strongest), e.activation.sum((1, 2)) / total)
+        for e in explanations
+    ]
+
+
 def _title(top: Sequence[dict[str, Any]], clip: str) -> str:
-    best = top[0]
-    return f"{clip}:  {best['name']}  ({best['probability']:.1%})"
+    """Class, probability and, on a line of its own, the clip, of whose path the end counts."""
+    clip = clip if len(clip) <= MOST_LETTERS else "..." + clip[3 - MOST_LETTERS :]
+    return f"{top[0]['name']}  ({top[0]['probability']:.1%})\n{clip}"
 
 
-def _shown_frames(explanations: Sequence[Explanation]) -> list[int]:
-    """Of each of SHOWN_FRAMES equal parts of the clip the frame of most activation, by the share of
-    each modality's that it has."""
-    per_frame = np.sum([_shares(explanation.activation) for explanation in explanations], axis=0)
-    parts = np.array_split(np.arange(len(per_frame)), min(SHOWN_FRAMES, len(per_frame)))
-    return [int(part[per_frame[part].argmax()]) for part in parts]
+def _shown_frames(shares: NDArray[np.floating]) -> list[int]:
+    """(T,) -> of each of SHOWN_FRAMES equal parts of the clip the frame of most activation."""
+    parts = np.array_split(np.arange(len(shares)), min(SHOWN_FRAMES, len(shares)))
+    return [int(part[shares[part].argmax()]) for part in parts]
 
 
-def _shares(activation: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(T, h, w) -> (T,) each frame's part of all activation."""
-    return activation.sum((1, 2)) / (activation.sum() or 1)
-
-
-def _frame_rows(part: SubFigure, explanation: Explanation, shown: Sequence[int]) -> None:
-    """A row of frames with their class activation, and below it their motion maps."""
+def _frame_rows(
+    part: SubFigure, explanation: Explanation, seen: NDArray[np.uint8], shown: Sequence[int]
+) -> None:
+    """A row of frames under their class activation `seen`, and below it their motion maps."""
     maps = explanation.motion
     axes = part.subplots(1 if maps is None else 2, len(shown), squeeze=False)
-    seen = overlay(explanation.frames, explanation.activation)
     height, width = explanation.activation.shape[1:]
     name = MODALITIES.get(explanation.modality, explanation.modality)
     axes[0, 0].set_ylabel(f"{name},\nclass activation\n({height} x {width} cells)", fontsize=9)
@@ -132,7 +149,10 @@ def _frame_rows(part: SubFigure, explanation: Explanation, shown: Sequence[int])
 
 
 def _timeline(
-    part: SubFigure, explanation: Explanation, top: Sequence[dict[str, Any]]
+    part: SubFigure,
+    explanation: Explanation,
+    shares: NDArray[np.floating],
+    top: Sequence[dict[str, Any]],
 ) -> list[Axes]:
     """Everything that varies over the frames, one below the other; beside it what does not.
 
@@ -142,7 +162,8 @@ def _timeline(
     rows = 1 + len(explanation.attention) + (explanation.frame_weight is not None)
     axes = left.subplots(rows, 1, sharex=True)
     num_frames = len(explanation.frames)
-    _activation_over_time(axes[0], explanation)
+    axes[0].bar(range(num_frames), shares * 100, 0.8, color="0.6")
+    axes[0].set(ylabel="share of class\nactivation (%)", ylim=(0, None))
     _attention_over_time(axes[1:], explanation)
     if explanation.frame_weight is not None:
         axes[-1].plot(explanation.frame_weight, "C3", marker=".", markersize=4)
@@ -159,12 +180,6 @@ def _timeline(
     if explanation.channel_weight is not None:
         _channel_weights(beside[1, 0], explanation.channel_weight)
     return list(axes)
-
-
-def _activation_over_time(axis: Axes, explanation: Explanation) -> None:
-    shares = _shares(explanation.activation)
-    axis.bar(range(len(shares)), shares * 100, 0.8, color="0.6")
-    axis.set(ylabel="share of class\nactivation (%)", ylim=(0, None))
 
 
 def _attention_over_time(axes: Sequence[Axes], explanation: Explanation) -> None:
@@ -201,10 +216,15 @@ def _channel_weights(axis: Axes, weights: NDArray[np.float32]) -> None:
     axis.tick_params(labelsize=7)
 
 
-def _moving_panel(part: SubFigure, explanation: Explanation, top: Sequence[dict[str, Any]]) -> Any:
+def _moving_panel(
+    part: SubFigure,
+    explanation: Explanation,
+    seen: NDArray[np.uint8],
+    shares: NDArray[np.floating],
+    top: Sequence[dict[str, Any]],
+) -> Callable[[int], None]:
     """One modality of the moving picture; returns what sets it to frame t."""
     left, right = part.subfigures(1, 2, squeeze=False, width_ratios=(1, 3.4)).flat
-    seen = overlay(explanation.frames, explanation.activation)
     maps = explanation.motion
     pictures = left.subplots(1 if maps is None else 2, 1, squeeze=False).ravel()
     frame = pictures[0].imshow(seen[0])
@@ -216,7 +236,9 @@ def _moving_panel(part: SubFigure, explanation: Explanation, top: Sequence[dict[
         axis.set(xticks=[], yticks=[])
     name = MODALITIES.get(explanation.modality, explanation.modality)
     title = pictures[0].set_title(f"{name}, frame {0:2d}, class activation", fontsize=8)
-    cursors = [axis.axvline(0, color="black") for axis in _timeline(right, explanation, top)]
+    cursors = [
+        axis.axvline(0, color="black") for axis in _timeline(right, explanation, shares, top)
+    ]
 
     def show(t: int) -> None:
         frame.set_data(seen[t])

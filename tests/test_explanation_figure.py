@@ -68,10 +68,28 @@ def test_weights_and_activation_over_time_are_those_of_the_explanation() -> None
     )
 
 
+def test_class_activation_is_relative_to_that_of_all_modalities() -> None:
+    strong, weak = explanation("rgb"), explanation("depth")
+    weak.activation[:] = strong.activation / 3
+    figure = still([strong, weak], TOP, "clips/a")
+    axes = [axis for axis in axes_of(figure) if "share of class" in axis.get_ylabel()]
+    sums = [sum(bar.get_height() for bar in axis.patches) for axis in axes]
+    assert sums == pytest.approx([75, 25], rel=1e-4)
+    shown = [axis.images[0].get_array() for axis in axes_of(figure)
+             if "class activation\n(" in axis.get_ylabel()]  # fmt: skip
+    t = int(next(a.get_title() for a in axes_of(figure) if "frame" in a.get_title()).split()[1])
+    scale = strong.activation.max()
+    for given, frame in zip((strong, weak), shown, strict=True):
+        expected = overlay(given.frames, given.activation / scale)[t]
+        np.testing.assert_array_equal(frame, expected)
+
+
 def test_the_title_names_clip_class_and_probability_and_each_row_its_modality() -> None:
     figure = still([explanation("rgb"), explanation("depth")], TOP, "clips/a")
-    assert figure.get_suptitle() == "clips/a:  wave  (75.0%)"
+    assert figure.get_suptitle() == "wave  (75.0%)\nclips/a"
     labels = [axis.get_ylabel() for axis in axes_of(figure)]
+    long = still([explanation()], TOP, "x" * 200 + "/clip_7").get_suptitle().split("\n")[1]
+    assert len(long) == 110 and long.startswith("...x") and long.endswith("x/clip_7")
     rows = [label for label in labels if "class activation\n(4 x 4 cells)" in label]
     assert [row.split(",")[0] for row in rows] == ["RGB", "depth"]
 
@@ -81,7 +99,7 @@ def test_shown_frames_are_those_of_most_activation_in_equal_parts_of_the_clip() 
     one.activation[:] = other.activation[:] = 0
     # The first two of eight parts have two of the ten frames each.
     one.activation[[0, 1, 3], 0, 0] = [4, 6, 90]
-    other.activation[[0, 1, 2], 0, 0] = [3, 2, 5]
+    other.activation[[0, 1, 2], 0, 0] = [5, 2, 5]
     for given, expected in (([one], [1, 3]), ([other], [0, 2]), ([one, other], [0, 3])):
         titles = [axis.get_title() for axis in axes_of(still(given, TOP, "clips/a"))]
         shown = [int(title.split()[1]) for title in titles if title.startswith("frame ")]
@@ -92,7 +110,7 @@ def test_the_overlay_leaves_frames_without_activation_as_they_are() -> None:
     frames = np.full((2, 32, 32, 3), 90, np.uint8)
     activation = np.zeros((2, 4, 4), np.float32)
     np.testing.assert_array_equal(overlay(frames, activation), frames)
-    activation[1, 0, 3] = 5.0
+    activation[1, 0, 3] = 1.0
     seen = overlay(frames, activation).astype(int)
     np.testing.assert_array_equal(seen[0], frames[0])
     changed = np.abs(seen[1] - 90).sum(2)

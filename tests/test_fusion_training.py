@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.scores import ClipScores
+from engine.clip_scores import ClipScores
 
 HEADS = ["sum", "fused", "rgb + depth", "rgb", "depth"]
 

@@ -1,6 +1,5 @@
 """The published YAML files of CVPR'22 -> our config, through one table. Reads no files, no data."""
 
-import difflib
 import json
 import os
 import re
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+
+from engine.typed import suggest
 
 Tree = dict[str, Any]
 
@@ -159,7 +160,7 @@ def _merged(tree: Tree, where: str) -> Tree:
         )
     for section in tree:
         if section not in SECTIONS:
-            raise ValueError(f"{where}: unknown section {section!r}{_suggest(section, SECTIONS)}")
+            raise ValueError(f"{where}: unknown section {section!r}{suggest(section, SECTIONS)}")
     return keys
 
 
@@ -168,7 +169,7 @@ def _problems(keys: Tree) -> Iterator[str]:
     known = [*RENAMED, *ONLY, *NO_EFFECT, *COMPUTED]
     for key in keys:
         if key not in known:
-            yield f"unknown key {key!r}{_suggest(key, known)}"
+            yield f"unknown key {key!r}{suggest(key, known)}"
     for key in ("data", "splits", "dataset", "type", "batch_size"):
         if key not in keys:
             yield f"missing key {key!r}"
@@ -192,7 +193,7 @@ def _wrong_parts(keys: Tree) -> Iterator[str]:
             continue
         for part in parts:
             if part not in known:
-                yield f"{key}: unknown key {part!r}{_suggest(part, known)}"
+                yield f"{key}: unknown key {part!r}{suggest(part, known)}"
 
 
 def _wrong_choices(keys: Tree) -> Iterator[str]:
@@ -204,7 +205,7 @@ def _wrong_choices(keys: Tree) -> Iterator[str]:
         ("loss.name", _part(keys, "loss", "name", "CE"), ["CE"]),
     ):
         if value not in list(choices):
-            yield f"{key} is {value!r}{_suggest(str(value), choices)} (one of {', '.join(choices)})"
+            yield f"{key} is {value!r}{suggest(str(value), choices)} (one of {', '.join(choices)})"
     for key, value in (
         ("batch_size", keys.get("batch_size", 1)),
         ("scheduler.warm_up_epochs", _part(keys, "scheduler", "warm_up_epochs", 3)),
@@ -284,8 +285,3 @@ def _value(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"\([\d\s,.+-]*\)", value):
         return yaml.safe_load(f"[{value[1:-1]}]")
     return value
-
-
-def _suggest(word: str, candidates: Any) -> str:
-    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def small_network(**options: Any) -> nn.Module:
-    return build_model("decoupled", **{**SMALL, **options})
+def small_network(network: str = "decoupled", **options: Any) -> nn.Module:
+    return build_model(network, **{**SMALL, **options})
 
 
 def with_copies(entries: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def published_file(
     extra: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """A published training checkpoint of a small network, with random weights and momenta."""
+    """A published training checkpoint of a small network, with random weights and momenta;
+    `options` are those of `small_network`."""
     random = torch.Generator().manual_seed(seed)
     with torch.device("meta"):  # names and shapes
         used: dict[str, Tensor] = dict(to_published(small_network(**options)))

@@ -74,6 +74,8 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if kind is Any or (type(value) is kind):
         return value
+    if kind is str and value is None:  # `key:` and `section.key=` with nothing behind
+        return ""
     if kind is float and type(value) is int:
         return float(value)
     if kind is float and isinstance(value, str):

@@ -35,6 +35,11 @@ def test_numbers_are_read_by_type_so_1e_3_is_a_number(config_file):
     assert config.train.epochs == 7
 
 
+def test_text_may_be_emptied(config_file):
+    assert load(config_file, ["train.init_from=x.pt"]).train.init_from == "x.pt"
+    assert load(config_file, ["train.init_from=x.pt", "train.init_from="]).train.init_from == ""
+
+
 def test_overrides_reach_nested_keys_and_lists(config_file):
     overrides = ["data.rgb.pattern=v/{name}/{frame:05d}.png", "data.rgb.first=1", "data.size=64",
                  "data.branch_frames=[4, 8]", "model.num_blocks=2"]  # fmt: skip

@@ -224,7 +224,13 @@ def _write_clips(
     out: Path, options: Options, clips: Sequence[ClipPlan], workers: int, progress: bool
 ) -> None:
     write = partial(write_clip, out, options)
-    bar = partial(tqdm, total=len(clips), desc=f"writing {out}", unit="clip", disable=not progress)
+    bar = partial(
+        tqdm,
+        total=len(clips),
+        desc=f"writing {out}",
+        unit="clip",
+        disable=None if progress else True,
+    )
     if not clips:
         return
     if workers == 1:

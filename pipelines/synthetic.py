@@ -224,13 +224,8 @@ def _write_clips(
     out: Path, options: Options, clips: Sequence[ClipPlan], workers: int, progress: bool
 ) -> None:
     write = partial(write_clip, out, options)
-    bar = partial(
-        tqdm,
-        total=len(clips),
-        desc=f"writing {out}",
-        unit="clip",
-        disable=None if progress else True,
-    )
+    hidden = None if progress else True  # None: shown on a terminal only
+    bar = partial(tqdm, total=len(clips), desc=f"writing {out}", unit="clip", disable=hidden)
     if not clips:
         return
     if workers == 1:

@@ -1,19 +1,26 @@
 """Batch normalisation over the clips of all ranks, for CPUs. GPUs take torch's SyncBatchNorm."""
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+WIDEST_ROW = 4096
+"""Numbers in the rows that torch's kernels sum over: what they need of them stays in the cache."""
+
+MOST_FOLDS = 64
+"""A power of two: more partial sums per channel than that gain no digit worth their time."""
 
 
 class GlobalBatchNorm(_BatchNorm):
     """A batch norm whose training statistics are those of the global batch.
 
-    Written with differentiable all-reduces: autograd finds the gradient through the statistics of
-    the other ranks. Same parameters, buffers and state dict as the norm it replaces. All ranks
-    must hold inputs of one shape.
+    Same parameters, buffers and state dict as the norm it replaces. All ranks must hold inputs of
+    one shape. Fastest where the channels are the innermost axis of the input in memory.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -22,19 +29,14 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
+        self._check_input_dim(input)
+        count = input.numel() // input.shape[1] * _world_size()
         if not self.training:
             return super().forward(input)
-        axes = [axis for axis in range(input.dim()) if axis != 1]
-        count = input.numel() // input.shape[1] * _world_size()
-        mean = _global_sum(input, axes) / count
-        centred = input - self._per_channel(mean, input)
-        # The variance in a second pass: E[x^2] - E[x]^2 loses digits where the mean is large.
-        variance = _global_sum(centred.square(), axes) / count
-        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return torch.addcmul(
-            self._per_channel(self.bias, input), centred, self._per_channel(scale, input)
-        )
+        precise = input.to(self.weight.dtype)  # statistics of 16-bit features are no 16-bit numbers
+        output, mean, variance = _Normalise.apply(precise, self.weight, self.bias, self.eps)
+        self._track(mean, variance * (count / (count - 1)))
+        return output.to(input.dtype)
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
@@ -58,32 +60,91 @@ class GlobalBatchNorm(_BatchNorm):
             mean_before.lerp_(mean, self.momentum)
             variance_before.lerp_(variance, self.momentum)
 
+
+class _Normalise(torch.autograd.Function):
+    """x (B, C, ...), weight (C,), bias (C,), eps -> normalised x, and the mean (C,) and biased
+    variance (C,) of all ranks, which are not differentiated.
+
+    torch's kernels for channels-last input are fast, but add up one row of C numbers after the
+    other, which in float32 costs up to 4e-4. Here they see longer and fewer rows and leave `fold`
+    partial results per channel, joined without loss: their speed, with errors near 1e-6.
+    """
+
     @staticmethod
-    def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-        return values.view(1, -1, *[1] * (like.dim() - 2))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
+        rows, fold = _folded(x)
+        parts = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        mean, variance = _pooled(*(part.view(fold, -1) for part in parts))
+        if _world_size() > 1:
+            mean, variance = _pooled(*_gather(torch.stack((mean, variance))).unbind(1))
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)  # no zeros in place of their gradients
+        return _normalised(x, mean, variance, weight, bias, eps), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+        x, weight, mean, variance = ctx.saved_tensors
+        inverse_std = torch.rsqrt(variance + ctx.eps)
+        rows, fold = _folded(x)
+        gradient_rows = _folded(gradient)[0]
+        _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient_rows, rows, None, None, None, _repeated(mean, fold),
+            _repeated(inverse_std, fold), True, 0.0, [False, True, True],
+        )  # fmt: skip
+        # This rank's sums of gradient x normalised x and of the gradient: those of the parameters.
+        sums = torch.stack((by_weight, by_bias)).view(2, fold, -1).sum(1)
+        means = sums / (x.numel() // x.shape[1])
+        if _world_size() > 1:
+            means = _gather(means).mean(0)
+        # by x = scale (gradient - its mean - normalised x * mean of gradient x normalised x)
+        scale = weight * inverse_std
+        slope, offset = (-scale * means).unbind()
+        by_x = _normalised(x, mean, variance, slope, offset, ctx.eps)
+        by_x.addcmul_(gradient, scale.view(1, -1, *[1] * (x.dim() - 2)))
+        return by_x, *sums.unbind(), None
+
+
+def _normalised(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, per channel, in one pass."""
+    return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
+
+
+def _folded(x: Tensor) -> tuple[Tensor, int]:
+    """(B, C, ...) -> the same numbers as (1, fold * C, rows, 1), and `fold`: a power of two.
+
+    A view where the channels of x are innermost in memory.
+    """
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+    count, channels = rows.shape
+    fold = math.gcd(count, MOST_FOLDS)
+    while fold > 1 and fold * channels > WIDEST_ROW:
+        fold //= 2
+    wide = fold * channels
+    return rows.as_strided((1, wide, count // fold, 1), (count * channels, 1, wide, 1)), fold
+
+
+def _repeated(values: Tensor, times: int) -> Tensor:
+    """(C,) -> (times * C,), a third of the time of Tensor.repeat"""
+    return values.expand(times, -1).flatten()
+
+
+def _pooled(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and biased variances (P, C) of P equal parts -> those (C,) of the whole."""
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
 
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _global_sum(values: Tensor, axes: list[int]) -> Tensor:
-    """(C,) sums over `axes` and over all ranks, differentiable."""
-    total = values.sum(axes)
-    return _AllReduce.apply(total) if _world_size() > 1 else total
-
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over all ranks. Every rank's loss depends on it, so its gradient is summed too."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+def _gather(values: Tensor) -> Tensor:
+    """The tensors of all ranks, in rank order, along a new first axis."""
+    parts = [torch.empty_like(values) for _ in range(_world_size())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts)

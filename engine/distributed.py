@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.batch_norm import GlobalBatchNorm
+from engine.host_memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Ranks:
         if device == "cpu" or (device == "auto" and not num_gpus):
             if local_world_size > 1:  # or every rank would start a thread for every core
                 torch.set_num_threads(max((os.cpu_count() or 1) // local_world_size, 1))
+            keep_freed_memory()
             return dataclasses.replace(self, device=torch.device("cpu"))
         if num_gpus <= self.local_rank:
             raise ValueError(

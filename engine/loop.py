@@ -84,9 +84,9 @@ class TrainStep:
 
     def __call__(self, batch: Batch, epoch: int, temperature: float) -> dict[str, Tensor]:
         """One update -> device scalars `loss`, its parts, and `top1`, means over the batch."""
+        self.optimizer.zero_grad(set_to_none=True)  # first: their memory is free for activations
         output = predict(self.model, batch, temperature, self.precision)
         loss, parts = training_loss(output, batch.label, self.loss, epoch)
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)

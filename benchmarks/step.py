@@ -9,12 +9,12 @@ so that its memory is its own; the processes take turns, so that a busy machine 
 import argparse
 import dataclasses
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -185,8 +185,11 @@ def measure(setting: Setting, forms: Sequence[str], threads: int) -> dict[str, d
 
 
 def _resident() -> int:
-    """Bytes: the most this process ever had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes: the most this process ever had in memory. Not getrusage's figure, in which a child
+    begins with what its parent had."""
+    status = Path("/proc/self/status").read_text()
+    (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
 
 
 def as_text(entries: dict[str, dict[str, Any]]) -> str:

@@ -75,6 +75,10 @@ class TrainConfig:
     """`bf16`, `fp16` (with a loss scaler), `fp32`, `fp64`, or `auto`: bf16 on GPUs that have it,
     fp16 on those that do not, fp32 on the CPU."""
 
+    compile: str = "auto"
+    """torch.compile of the network: `on`, `off`, or `auto`: on GPUs, off on the CPU, where it gains
+    little. Where it cannot be done, the run says why and goes on without."""
+
     temperature: tuple[float, float] = (0.04, 0.07)
     """What the logits are divided by: first and last value of the published linear schedule."""
 
@@ -99,6 +103,7 @@ class TrainConfig:
         for key, choices in (
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("auto", "bf16", "fp16", "fp32", "fp64")),
+            ("compile", ("auto", "on", "off")),
         ):
             if getattr(self, key) not in choices:
                 yield key, unknown_choice(getattr(self, key), choices)

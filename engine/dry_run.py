@@ -1,4 +1,5 @@
-"""What a run would do: config, clips, schedule, memory, one batch as a picture. Trains nothing."""
+"""What a run would do: config, clips, schedule, memory, weights it starts from, one batch as a
+picture. Trains nothing."""
 
 import sys
 
@@ -11,6 +12,7 @@ from engine import report
 from engine.clips import Clips, check_batch, class_names, open_clips
 from engine.config import Config, as_dict, model_options
 from engine.distributed import Ranks
+from engine.initial import initialise
 from engine.loop import Precision, predict
 from engine.losses import LossConfig, training_loss
 from engine.optim import scheduled_lr, temperature_at
@@ -29,11 +31,14 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     ranks.from_main(lambda: run.prepare(config))
     ranks.agree(lambda: check_batch(config, ranks))
     clips = ranks.agree(lambda: open_clips(config, ranks, precision))
+    weights = ranks.agree(lambda: [] if run.last.exists() else starting_weights(config))
     if not ranks.is_main:
         return
     yaml.safe_dump(as_dict(config), sys.stdout, sort_keys=False)
     for text in (clips.counts(), schedule(config, clips), memory(config, ranks, precision)):
         print(f"\n{text}")
+    for line in weights:
+        print(f"\n{line}")
     batch = next(clips.train_batches(0, 1))
     labels = class_names(config.data)
     names = [
@@ -43,6 +48,11 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     sheet = run.path / "contact_sheet.png"
     report.contact_sheet(batch, names, sheet)
     print(f"\none augmented batch with its motion maps: {sheet}")
+
+
+def starting_weights(config: Config) -> list[str]:
+    """Where a new run's weights come from. Raises ValueError where they do not fit."""
+    return initialise(build_model(config.model.name, **model_options(config)), config)
 
 
 def schedule(config: Config, clips: Clips) -> str:

@@ -29,7 +29,7 @@ def initialise(network: nn.Module, config: Config) -> list[str]:
             saved = _load(path, key)["model"]
             heads = [name for name in saved if name.startswith(HEADS)]
             _fill(getattr(network, modality), saved, heads, path, key)
-            lines.append(_report(path, f"the {modality} network", heads))
+            lines.append(f"the {modality} network starts from {path}, without its heads")
     if path := config.train.init_from:
         state, own = _load(path, "init_from"), network.state_dict()
         saved = state["model"]
@@ -37,7 +37,8 @@ def initialise(network: nn.Module, config: Config) -> list[str]:
         resized = [name for name in shared if saved[name].shape != own[name].shape]
         _fill(network, saved, resized, path, "init_from")
         checkpoint.adopt_reshape(network, state)
-        lines.append(_report(path, "the network", resized))
+        without = f" without {', '.join(resized)}" if resized else ""
+        lines.append(f"the network starts from {path}{without}")
     return lines
 
 
@@ -77,8 +78,3 @@ def _fill(
             "checkpoint of the same options, or change the model section"
         )
     network.load_state_dict({k: own[k] if k in left else saved[k] for k in own})
-
-
-def _report(path: str, what: str, left_out: list[str]) -> str:
-    names = ", ".join(left_out)
-    return f"{what} starts from {path}" + (f" without {names}" if names else "")

@@ -1,13 +1,15 @@
 """A run's directory: resolved config, metrics, checkpoints, result. Only rank 0 writes it."""
 
+import fcntl
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -19,7 +21,7 @@ from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache_dir"},
-    "train": {"device", "eval_batch", "save_every", "log_every", "run_dir"},
+    "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir"},
 }
 """Keys that may differ when a run is resumed: they change no result."""
 
@@ -47,6 +49,35 @@ class RunDirectory:
         self.best = self.path / "best.pt"
         self.metrics = self.path / "metrics.jsonl"
         self._events: SummaryWriter | None = None
+        self._claim: TextIO | None = None
+
+    def claim(self) -> None:
+        """Keep other processes from training in it until this one ends, however it ends.
+
+        Raises ValueError naming the process that already does, OSError where no file can be.
+        """
+        path = self.path / "lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Open until the process ends, and not yet emptied: it may be another's.
+            self._claim = path.open("a+")
+        except OSError as error:
+            raise self._cannot_be_written(error) from None
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._claim.seek(0)
+            raise ValueError(
+                f"{self.path}: {self._claim.read().strip()} already trains in it; wait for it, "
+                "stop it, or choose another train.run_dir"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(f"{path}: cannot be locked ({error.strerror}): make sure that no other process "
+                  f"trains in {self.path}", file=sys.stderr)  # fmt: skip
+            return
+        self._claim.truncate(0)
+        self._claim.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._claim.flush()
 
     def prepare(self, config: Config) -> None:
         """Make the directory and write the resolved config, or check that a run found there is
@@ -59,10 +90,13 @@ class RunDirectory:
                 self._check_same(as_dict(load(saved)), config)
             saved.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
         except OSError as error:
-            raise OSError(
-                f"{self.path}: cannot be written ({error.strerror}); set train.run_dir to a "
-                "folder that can"
-            ) from None
+            raise self._cannot_be_written(error) from None
+
+    def _cannot_be_written(self, error: OSError) -> OSError:
+        return OSError(
+            f"{self.path}: cannot be written ({error.strerror}); set train.run_dir to a folder "
+            "that can"
+        )
 
     def _check_same(self, before: dict[str, Any], config: Config) -> None:
         now = as_dict(config)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from engine import checkpoint, report
 from engine.clips import check_batch, class_names, open_clips
+from engine.compilation import compile_training, is_wanted
 from engine.config import Config, as_dict, model_options, with_options
 from engine.distributed import Ranks, place, unwrap
 from engine.evaluate import evaluate
@@ -18,6 +19,7 @@ from engine.initial import initialise
 from engine.loop import Precision, TrainStep
 from engine.metrics import Average, Stopwatch
 from engine.optim import LearningRate, build_optimizer, temperature_at
+from engine.rehearsal import check_precision, trial
 from engine.run import Progress, RunDirectory, device_name, result
 from models.registry import build_model
 from pipelines.batch import Batch
@@ -31,6 +33,7 @@ class Training:
         self.ranks = ranks
         self.precision = Precision.choose(config.train.precision, ranks.device)
         self.run = RunDirectory(config.train.run_dir)
+        ranks.from_main(self.run.claim)
         ranks.from_main(lambda: self.run.prepare(config))
         ranks.agree(lambda: check_batch(config, ranks))
         self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
@@ -66,11 +69,28 @@ class Training:
             print(self.clips.counts(), flush=True)
         epochs = self.config.train.epochs
         batches = self.clips.train_batches(self.progress.step, self.clips.steps_before(epochs))
+        batches = self._rehearsed(batches)
         for epoch in range(self.progress.epoch, epochs):
             self._train_epoch(epoch, batches)
             self._evaluate(epoch)
             self._end_epoch(epoch)
         return self._finish()
+
+    def _rehearsed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, once the first has shown that the step works on this machine."""
+        first = next(batches, None)
+        if first is None:
+            return batches
+        loss, precision = self.config.loss, self.precision
+        network = unwrap(self.model)
+        self.ranks.agree(lambda: check_precision(network, first, loss, precision))
+        if is_wanted(self.config.train.compile, self.ranks.device):
+            problem = compile_training(
+                self.model, self.ranks, lambda: trial(self.model, first, loss, precision)
+            )
+            if problem and self.ranks.is_main:
+                print(f"train.compile: not compiled, {problem}", flush=True)
+        return itertools.chain([first], batches)
 
     def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> None:
         """The steps left of one epoch."""

@@ -76,6 +76,8 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
         return value
     if kind is str and value is None:  # `key:` and `section.key=` with nothing behind
         return ""
+    if kind is str and type(value) is bool:  # what YAML makes of the words on and off
+        return "on" if value else "off"
     if kind is float and type(value) is int:
         return float(value)
     if kind is float and isinstance(value, str):

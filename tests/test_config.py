@@ -87,6 +87,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("model.knn_ratio=7", "model: knn_ratio must be from 0 to 1, not 7.0"),
         ("train.precision=half", "train: precision is 'half' (one of auto, bf16, fp16, fp32, "
          "fp64)"),
+        ("train.compile=never", "train: compile is 'never' (one of auto, on, off)"),
         ("train.init_rgb=a.pt", "train: init_rgb is for decoupled_fusion; set init_from for "
          "decoupled"),
         ("train.global_batch=0", "train: global_batch is 0; it must be at least 1"),
@@ -99,6 +100,11 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(config_file, override
     with pytest.raises(ValueError) as error:
         load(config_file, [override])
     assert str(error.value) == f"{config_file}: {message}"
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_on_and_off_are_words_although_yaml_reads_them_as_truth(config_file, word):
+    assert load(config_file, [f"train.compile={word}"]).train.compile == word
 
 
 FUSION = ["model.name=decoupled_fusion"]

@@ -101,6 +101,16 @@ def test_a_run_directory_that_cannot_be_written(train, tmp_path):
     assert f"{tmp_path / 'file' / 'run'}: cannot be written" in line
 
 
+def test_a_dry_run_looks_at_the_weights_to_start_from(train, tmp_path):
+    done = train("--dry-run", "train.init_from=missing.pt")
+    assert done.returncode == 1
+    (line,) = error_lines(done)
+    assert line.startswith("error: missing.pt: no such file")
+    assert train("train.epochs=1", "train.run_dir=first").returncode == 0
+    done = train("--dry-run", "train.init_from=first/last.pt")
+    assert "the network starts from first/last.pt" in done.stdout, done.stderr
+
+
 def test_a_wrong_key_stops_two_ranks_with_one_line(train, tiny_config):
     tiny_config["data"]["num_frame"] = 9
     done = train(ranks=2)

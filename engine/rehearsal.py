@@ -1,0 +1,163 @@
+"""Before the first step: is 16-bit arithmetic right on this machine, does compiled code run?
+
+Both are tried on a real batch, and leave the network as it was.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from engine.distributed import unwrap
+from engine.loop import Precision, predict
+from engine.losses import LossConfig, training_loss
+from pipelines.batch import Batch
+
+CLIPS = 2
+"""Of the batch that is looked at."""
+
+LOSS_TOLERANCE = 0.1
+"""Of the 16-bit loss, relative. Where all is right up to 0.026 was seen (a network of width 8)."""
+
+LAYER_TOLERANCE = 0.1
+"""Of a layer's 16-bit output and gradients: norm of the error, relative. Rounding makes 0.002 to
+0.014, most where a weight gradient is the small difference of large sums."""
+
+GRADIENT_NORM = 16.0
+"""Of what is sent back through a layer: neither its sums nor most of its entries leave float16."""
+
+
+class LayerCall(NamedTuple):
+    """What went into a layer and what came back to it, in fp32."""
+
+    layer: nn.Module
+    input: Tensor
+    gradient: Tensor
+
+
+def check_precision(
+    network: nn.Module, batch: Batch, loss: LossConfig, precision: Precision
+) -> None:
+    """Compare the training step in 16 bit with the one in fp32. Raises ValueError naming the layers
+    that disagree: some releases of cuDNN compute 16-bit convolutions silently wrong.
+
+    Compared are the loss of two clips and, for every convolution and linear layer, the output and
+    the gradients that it gives for the same input. (Not the gradients of the whole pass: rounding
+    alone turns them by 0.6 of their length in a network just initialised.) Costs about four steps;
+    other precisions pass at once.
+    """
+    if precision.compute.itemsize != 2:
+        return
+    batch = first_clips(batch, CLIPS)
+    single = dataclasses.replace(precision, compute=torch.float32)
+    with without_trace(network, dropout=False):
+        calls, expected = _record(network, batch, loss, single)
+        with torch.no_grad():
+            found = step_loss(network, batch, loss, precision).item()
+        problems = [text for name in calls for text in _problems(name, calls[name], precision)]
+    if not abs(found / expected - 1) <= LOSS_TOLERANCE:  # NaN is no agreement
+        problems.append(f"loss {found:.5g} instead of {expected:.5g}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"train.precision: {str(precision.compute).removeprefix('torch.')} disagrees with fp32 "
+            f"on this machine (torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}): "
+            f"{'; '.join(problems[:3])}{more}. Set train.precision=fp32, or install another torch "
+            "(README, Versions)"
+        )
+
+
+def first_clips(batch: Batch, count: int) -> Batch:
+    """The first `count` clips."""
+
+    def cut(value: Any) -> Any:
+        if value is None:
+            return None
+        return tuple(map(cut, value)) if isinstance(value, tuple) else value[:count]
+
+    return Batch(*(cut(getattr(batch, field.name)) for field in dataclasses.fields(batch)))
+
+
+def trial(model: nn.Module, batch: Batch, loss: LossConfig, precision: Precision) -> Tensor:
+    """Loss of a forward and a backward pass; `model` may be wrapped for several ranks."""
+    with without_trace(unwrap(model), dropout=True):
+        total = step_loss(model, batch, loss, precision)
+        total.backward()
+        return total.detach()
+
+
+@contextmanager
+def without_trace(network: nn.Module, *, dropout: bool) -> Iterator[None]:
+    """Training mode, with or without dropout; afterwards statistics and modes are as before, and
+    gradients gone."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    network.train()
+    for module in modes:
+        if isinstance(module, nn.Dropout):
+            module.train(dropout)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        network.zero_grad(set_to_none=True)
+
+
+def _record(
+    network: nn.Module, batch: Batch, loss: LossConfig, precision: Precision
+) -> tuple[dict[str, LayerCall], float]:
+    """A forward and a backward pass -> its convolutions and linear layers by name, and the loss."""
+    calls: dict[str, LayerCall] = {}
+
+    def keep(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def arrived(gradient: Tensor) -> None:
+            leaf = inputs[0].detach().requires_grad_(inputs[0].requires_grad)
+            calls[name] = LayerCall(layer, leaf, gradient)
+
+        output.register_hook(arrived)
+
+    hooks = [
+        module.register_forward_hook(lambda *call, name=name: keep(name, *call))
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    total = step_loss(network, batch, loss, precision)
+    for hook in hooks:
+        hook.remove()
+    total.backward()
+    return calls, total.item()
+
+
+def _problems(name: str, call: LayerCall, precision: Precision) -> Iterator[str]:
+    """What a layer alone does differently in 16 bit."""
+    exact = _replay(call)
+    with precision.autocast():
+        found = _replay(call)
+    for key, tensor in exact.items():
+        error = (found[key].float() - tensor).norm() / tensor.norm().clamp_min(1e-30)
+        if not error.item() <= LAYER_TOLERANCE:  # NaN is no agreement
+            yield f"{key} of {name} is off by {error:.0%}"
+
+
+def _replay(call: LayerCall) -> dict[str, Tensor]:
+    """Output and gradients of a layer."""
+    layer, leaf, gradient = call
+    output = layer(leaf)
+    wanted: dict[str, Tensor] = {"weight gradient": layer.get_parameter("weight")}
+    if leaf.requires_grad:
+        wanted["input gradient"] = leaf
+    sent = gradient * (GRADIENT_NORM / gradient.norm().clamp_min(1e-30))
+    gradients = torch.autograd.grad(output, list(wanted.values()), sent.to(output.dtype))
+    return {"output": output.detach(), **dict(zip(wanted, gradients, strict=True))}
+
+
+def step_loss(model: nn.Module, batch: Batch, loss: LossConfig, precision: Precision) -> Tensor:
+    """With every part of it in force, at temperature 1."""
+    output = predict(model, batch, 1.0, precision)
+    return training_loss(output, batch.label, loss, epoch=loss.recoupling_delay)[0]

@@ -1,0 +1,44 @@
+"""engine/run.py: a run directory is one process's at a time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.run import RunDirectory
+
+
+def test_a_directory_in_which_a_process_trains_is_refused_and_free_after_it(tmp_path: Path) -> None:
+    first = RunDirectory(tmp_path / "run")
+    first.claim()
+    with pytest.raises(ValueError) as error:
+        RunDirectory(tmp_path / "run").claim()
+    assert f"{tmp_path / 'run'}: process {os.getpid()} on " in str(error.value)
+    assert "already trains in it" in str(error.value)
+    RunDirectory(tmp_path / "other").claim()
+    del first  # as the end of its process does
+    RunDirectory(tmp_path / "run").claim()
+
+
+def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
+    claim_and_die = (
+        "import os, sys; from engine.run import RunDirectory; run = RunDirectory(sys.argv[1]); "
+        "run.claim(); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", claim_and_die, str(tmp_path / "run")])
+    assert done.returncode == -9
+    assert "process" in (tmp_path / "run" / "lock").read_text()
+    RunDirectory(tmp_path / "run").claim()
+
+
+@pytest.mark.slow
+def test_the_second_process_of_a_run_stops_with_one_line(train, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.claim()
+    done = train()
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'run'}: process {os.getpid()} on ")
+    assert not run.last.exists()

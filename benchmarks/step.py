@@ -2,7 +2,8 @@
 
 Synthetic batches, no loader. A step is forward, loss, backward, gradient clipping and update. In
 one run it compares the network as the engine trains it ("chosen") with the same network written
-down operation by operation in 3-D fp32 ("straightforward"). Each form runs in a process of its own,
+down operation by operation in 3-D fp32 ("straightforward"); `--forms` names others, among them
+what was tried and not kept (benchmarks/README.md). Each form runs in a process of its own,
 so that its memory is its own; the processes take turns, so that a busy machine slows all alike.
 """
 
@@ -11,126 +12,16 @@ import dataclasses
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from benchmarks.ceilings import ceilings
+from benchmarks.forms import FORMS, Setting, default_forms
 from benchmarks.records import record, summary, write
-from benchmarks.straightforward import StraightforwardNetwork
-from engine.distributed import Ranks, place
-from engine.loop import Precision, TrainStep
-from engine.losses import LossConfig
-from engine.optim import OptimConfig, build_optimizer
-from models.registry import build_model
-from pipelines.batch import Batch
-
-NUM_CLASSES = 60
-EPOCH = 5
-"""Late enough for every part of the loss to count."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is trained on what."""
-
-    size: int = 96
-    batch: int = 1
-    frames: int = 64
-    width: int = 64
-    dim: int = 512
-    num_blocks: int = 6
-    device: str = "cpu"
-    warmup: int = 2
-    steps: int = 9
-
-    @property
-    def branch_frames(self) -> tuple[int, ...]:
-        """A quarter, a half and three quarters of the frames, as published."""
-        return tuple(self.frames * share // 4 for share in (1, 2, 3))
-
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of either network."""
-        return {
-            "num_classes": NUM_CLASSES,
-            "num_frames": self.frames,
-            "branch_frames": self.branch_frames,
-            "num_blocks": self.num_blocks,
-            "width": self.width,
-            "dim": self.dim,
-        }
-
-
-def chosen(setting: Setting, precision: str = "fp32") -> tuple[nn.Module, str]:
-    """The network as engine/training.py places it, and its precision."""
-    torch.manual_seed(0)
-    model = build_model("decoupled", **setting.options())
-    return place(model, Ranks(0, 0, 1).on(setting.device)), precision
-
-
-def straightforward(setting: Setting, tf32: bool = False) -> tuple[nn.Module, str]:
-    """The same weights in the literal 3-D network, fp32."""
-    torch.manual_seed(0)
-    source = build_model("decoupled", **setting.options())
-    model = StraightforwardNetwork(**setting.options())
-    model.load_state_dict(source.state_dict())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    return model.to(setting.device), "fp32"
-
-
-FORMS: dict[str, Callable[[Setting], tuple[nn.Module, str]]] = {
-    "straightforward": straightforward,
-    "chosen": chosen,
-}
-GPU_FORMS: dict[str, Callable[[Setting], tuple[nn.Module, str]]] = {
-    **FORMS,
-    "straightforward, TF32": lambda setting: straightforward(setting, tf32=True),
-    "chosen, bf16": lambda setting: chosen(setting, "bf16"),
-}
-
-
-def make_step(form: str, setting: Setting) -> Callable[[], Tensor]:
-    """One training step of a form on a batch of its own -> the loss."""
-    model, precision_name = GPU_FORMS[form](setting)
-    precision = Precision.choose(precision_name, torch.device(setting.device))
-    optim = OptimConfig(lr=1e-3)
-    if form.startswith("straightforward"):  # parameter by parameter, as torch did by default
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay,
-            foreach=False,
-        )  # fmt: skip
-    else:
-        optimizer = build_optimizer(model, optim)
-    step = TrainStep(model.train(), optimizer, LossConfig(), optim.clip_norm, precision)
-    batch = make_batch(setting, channels_last=form.startswith("chosen"))
-    return lambda: step(batch, EPOCH, 0.07)["loss"]
-
-
-def make_batch(setting: Setting, channels_last: bool) -> Batch:
-    """Random pixels and motion maps in the layout that a form reads without a copy."""
-    random = torch.Generator().manual_seed(1)
-    shape = (setting.batch, setting.frames, setting.size, setting.size)
-    pixels = torch.randint(0, 256, (*shape, 3), generator=random)
-    clip = ((pixels - 127.5) / 128).permute(0, 4, 1, 2, 3)
-    clip = clip if channels_last else clip.contiguous()
-    motion = 2 * torch.rand(shape, generator=random)[:, None]
-    indices = tuple(
-        torch.stack([
-            torch.randperm(setting.frames, generator=random)[:seen].sort().values
-            for _ in range(setting.batch)
-        ])
-        for seen in setting.branch_frames
-    )  # fmt: skip
-    label = torch.arange(setting.batch) % NUM_CLASSES
-    device = torch.device(setting.device)
-    return Batch(
-        clip.to(device), motion.to(device), label.to(device),
-        tuple(index.to(device) for index in indices), label,
-    )  # fmt: skip
 
 
 def serve(form: str, setting: Setting, threads: int, pipe: Connection) -> None:
@@ -142,7 +33,7 @@ def serve(form: str, setting: Setting, threads: int, pipe: Connection) -> None:
     torch.set_num_threads(threads)
     on_gpu = setting.device == "cuda"
     before = 0 if on_gpu else _resident()
-    step = make_step(form, setting)
+    step = FORMS[form](setting)
     pipe.send("ready")
     while pipe.recv():
         started = time.perf_counter()
@@ -219,11 +110,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if field.name != "device"
     }
     setting = Setting(**given, device=device)
-    forms = list(GPU_FORMS if device == "cuda" else FORMS)
-    entries = measure(setting, forms, options.threads or torch.get_num_threads())
+    forms = options.forms or default_forms(device)
+    threads = options.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    most = ceilings(setting)
+    entries = measure(setting, forms, threads)
     print(as_text(entries))
+    print(
+        f"a step is {most['step_tflop']:.3g} TFLOP; this device multiplies fp32 matrices at "
+        f"{most['matmul_tflop_per_s']:.3g} TFLOP/s, copies {most['copy_gb_per_s']:.3g} GB/s"
+    )
     if options.json:
-        about = {"setting": dataclasses.asdict(setting), "threads": options.threads}
+        about = {"setting": dataclasses.asdict(setting), "threads": threads, "ceilings": most}
         result = record(
             "training step, synthetic batches", "benchmarks.step", torch.device(device),
             **about, entries=entries,
@@ -247,6 +145,10 @@ def command_line() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=default, help=f"{text} ({default})"
         )
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, metavar="FORM",
+        help=f"which to compare, the first being the measure: {', '.join(FORMS)}",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of each process (torch's choice)")
     parser.add_argument("--json", metavar="OUT", help="write samples, machine, versions, commit")

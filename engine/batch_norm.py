@@ -119,7 +119,7 @@ def _folded(x: Tensor) -> tuple[Tensor, int]:
 
     A view where the channels of x are innermost in memory.
     """
-    rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
     count, channels = rows.shape
     fold = math.gcd(count, MOST_FOLDS)
     while fold > 1 and fold * channels > WIDEST_ROW:

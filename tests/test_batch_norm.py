@@ -72,3 +72,21 @@ def test_alone_and_in_evaluation_it_is_the_norm_it_replaces():
     torch.testing.assert_close(gradients_and_statistics(converted, x, weight), expected)
     torch.testing.assert_close(converted.eval()(x), plain.eval()(x))
     assert converted[1].eps == 1e-3 and converted[1].momentum == 0.01
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0)])
+@pytest.mark.parametrize("clips", [1, 3])
+def test_the_layout_in_memory_changes_no_number(clips, order):
+    """`order`: axes of (B, C, H, W) from the outermost in memory to the innermost."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (clips, 4, 8, 6)
+    there = [order.index(axis) for axis in range(4)]
+    x, weight = (
+        torch.randn([shape[axis] for axis in order], generator=generator).double().permute(there)
+        for _ in range(2)
+    )
+    assert x.shape == shape
+    plain = nn.BatchNorm2d(4).double()
+    expected = gradients_and_statistics(plain, x, weight)
+    found = gradients_and_statistics(GlobalBatchNorm.convert(nn.BatchNorm2d(4).double()), x, weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, step
+from benchmarks import compare, forms, step
+from benchmarks.alternatives import ALTERNATIVES
+from benchmarks.ceilings import step_flop
 from benchmarks.records import summary
 from benchmarks.straightforward import StraightforwardNetwork
+from engine.distributed import Ranks, place
+from engine.loop import Precision, TrainStep
+from engine.losses import LossConfig
+from engine.optim import OptimConfig, build_optimizer
 from models import build_model
 
 SMALL = {
@@ -64,6 +70,36 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(tmp_path, caps
     losses = [entry["first_loss"] for entry in entries.values()]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
     assert "straightforward" in capsys.readouterr().out
+    assert all(rate > 0 for rate in result["ceilings"].values())
+
+
+def small_setting() -> forms.Setting:
+    return forms.Setting(size=64, batch=2, frames=8, width=8, dim=64, num_blocks=1)
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_what_was_tried_for_speed_computes_the_same(name):
+    setting, precision = small_setting(), Precision.choose("fp64", torch.device("cpu"))
+    batch, losses = forms.make_batch(setting, channels_last=True), []
+    for change in (None, ALTERNATIVES[name]):
+        model = place(forms.engine_network(setting), Ranks(0, 0, 1), torch.float64)
+        if change:
+            change(model)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        config = OptimConfig(lr=1e-3)
+        step = TrainStep(
+            model.train(), build_optimizer(model, config), LossConfig(), config.clip_norm, precision
+        )
+        losses.append([step(batch, 5, 0.5)["loss"].item() for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_the_arithmetic_of_a_step_is_the_published_count():
+    """Three times 73.2 GMAC forward; the first convolution (7.6) sends nothing back to pixels."""
+    setting = forms.Setting(size=224)
+    assert step_flop(setting) / 1e12 == pytest.approx(2e-3 * (3 * 73.2 - 7.6), rel=0.003)
 
 
 def test_the_spread_is_the_quartiles():

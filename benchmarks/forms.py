@@ -1,0 +1,160 @@
+"""The forms of one training step that benchmarks/step.py compares, each ready to run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.alternatives import ALTERNATIVES
+from benchmarks.straightforward import StraightforwardNetwork
+from engine.compilation import compile_training, is_wanted
+from engine.distributed import Ranks, place
+from engine.loop import Precision, TrainStep
+from engine.losses import LossConfig
+from engine.optim import OptimConfig, build_optimizer
+from engine.rehearsal import trial
+from models.registry import build_model
+from pipelines.batch import Batch
+
+NUM_CLASSES = 60
+LOSS, OPTIM = LossConfig(), OptimConfig(lr=1e-3)
+EPOCH = LOSS.recoupling_delay
+"""The first one in which every part of the loss counts."""
+
+TEMPERATURE = 0.07
+
+Step = Callable[[], Tensor]
+"""One training step on a batch of its own -> the loss."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained on what."""
+
+    size: int = 96
+    batch: int = 1
+    frames: int = 64
+    width: int = 64
+    dim: int = 512
+    num_blocks: int = 6
+    device: str = "cpu"
+    warmup: int = 2
+    steps: int = 9
+
+    @property
+    def branch_frames(self) -> tuple[int, ...]:
+        """A quarter, a half and three quarters of the frames, as published."""
+        return tuple(self.frames * share // 4 for share in (1, 2, 3))
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of either network."""
+        return {
+            "num_classes": NUM_CLASSES,
+            "num_frames": self.frames,
+            "branch_frames": self.branch_frames,
+            "num_blocks": self.num_blocks,
+            "width": self.width,
+            "dim": self.dim,
+        }
+
+
+def straightforward(setting: Setting, tf32: bool = False) -> Step:
+    """The literal network in fp32, contiguous, its optimizer walking from parameter to parameter
+    as torch's did by default."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    network = StraightforwardNetwork(**setting.options())
+    network.load_state_dict(engine_network(setting).state_dict())
+    network = network.to(setting.device).train()
+    optimizer = torch.optim.SGD(
+        network.parameters(), OPTIM.lr, OPTIM.momentum, weight_decay=OPTIM.weight_decay,
+        foreach=False,
+    )  # fmt: skip
+    return _step(network, optimizer, "fp32", make_batch(setting, channels_last=False))
+
+
+def engine(
+    setting: Setting,
+    precision: str = "fp32",
+    compiled: str = "auto",
+    change: Callable[[nn.Module], None] | None = None,
+) -> Step:
+    """The step as engine/training.py builds it; `change` does something to the placed network."""
+    ranks = Ranks(0, 0, 1).on(setting.device)
+    chosen = Precision.choose(precision, ranks.device)
+    model = place(engine_network(setting), ranks, chosen.weights).train()
+    if change is not None:
+        change(model)
+    batch = make_batch(setting, channels_last=True)
+    if is_wanted(compiled, ranks.device):
+        problem = compile_training(model, ranks, lambda: trial(model, batch, LOSS, chosen))
+        if problem is not None:  # another form would be measured than the one that was asked for
+            raise ValueError(f"this form cannot be compiled here: {problem}")
+    return _step(model, build_optimizer(model, OPTIM), precision, batch)
+
+
+def fresh_memory(setting: Setting) -> Step:
+    """On the CPU: freed memory goes back to the system after every use."""
+    with mock.patch("engine.distributed.keep_freed_memory"):
+        return engine(setting)
+
+
+FORMS: dict[str, Callable[[Setting], Step]] = {
+    "straightforward": straightforward,
+    "straightforward_tf32": partial(straightforward, tf32=True),
+    "chosen": engine,
+    "chosen_bf16": partial(engine, precision="bf16"),
+    "chosen_fp16": partial(engine, precision="fp16"),
+    "uncompiled": partial(engine, compiled="off"),
+    "uncompiled_bf16": partial(engine, precision="bf16", compiled="off"),
+    "compiled": partial(engine, compiled="on"),
+    "fresh_memory": fresh_memory,
+    **{name: partial(engine, change=change) for name, change in ALTERNATIVES.items()},
+}
+"""By name; the changes of benchmarks/alternatives.py among them."""
+
+
+def default_forms(device: str) -> list[str]:
+    """What README's table shows."""
+    if device == "cuda":
+        return ["straightforward", "straightforward_tf32", "chosen", "chosen_bf16",
+                "uncompiled_bf16"]  # fmt: skip
+    return ["straightforward", "chosen"]
+
+
+def engine_network(setting: Setting) -> nn.Module:
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    return build_model("decoupled", **setting.options())
+
+
+def make_batch(setting: Setting, channels_last: bool, device: torch.device | None = None) -> Batch:
+    """Random pixels and motion maps in the layout that a form reads without a copy."""
+    random = torch.Generator().manual_seed(1)
+    shape = (setting.batch, setting.frames, setting.size, setting.size)
+    pixels = torch.randint(0, 256, (*shape, 3), generator=random)
+    clip = ((pixels - 127.5) / 128).permute(0, 4, 1, 2, 3)
+    clip = clip if channels_last else clip.contiguous()
+    motion = 2 * torch.rand(shape, generator=random)[:, None]
+    indices = tuple(
+        torch.stack([
+            torch.randperm(setting.frames, generator=random)[:seen].sort().values
+            for _ in range(setting.batch)
+        ])
+        for seen in setting.branch_frames
+    )  # fmt: skip
+    label = torch.arange(setting.batch) % NUM_CLASSES
+    device = device or torch.device(setting.device)
+    return Batch(
+        clip.to(device), motion.to(device), label.to(device),
+        tuple(index.to(device) for index in indices), label,
+    )  # fmt: skip
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, batch: Batch) -> Step:
+    chosen = Precision.choose(precision, batch.clip.device)  # type: ignore[union-attr]
+    step = TrainStep(model, optimizer, LOSS, OPTIM.clip_norm, chosen)
+    return lambda: step(batch, EPOCH, TEMPERATURE)["loss"]

@@ -51,8 +51,11 @@ def measure(setting: Setting, forms: Sequence[str], threads: int) -> dict[str, d
         pipes[form], theirs = context.Pipe()
         context.Process(target=serve, args=(form, setting, threads, theirs), daemon=True).start()
         theirs.close()
-    for pipe in pipes.values():
-        pipe.recv()
+    for form, pipe in pipes.items():
+        try:
+            pipe.recv()
+        except EOFError:
+            raise ValueError(f"{form}: could not be set up; its process said why above") from None
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     losses: dict[str, float] = {}
     for turn in range(setting.warmup + setting.steps):
@@ -114,7 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     most = ceilings(setting)
-    entries = measure(setting, forms, threads)
+    try:
+        entries = measure(setting, forms, threads)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(as_text(entries))
     print(
         f"a step is {most['step_tflop']:.3g} TFLOP; this device multiplies fp32 matrices at "

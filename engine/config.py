@@ -76,8 +76,8 @@ class TrainConfig:
     fp16 on those that do not, fp32 on the CPU."""
 
     compile: str = "auto"
-    """torch.compile of the network: `on`, `off`, or `auto`: on GPUs, off on the CPU, where it gains
-    little. Where it cannot be done, the run says why and goes on without."""
+    """torch.compile of the network: `on`, `off`, or `auto`: on GPUs, off on the CPU
+    (benchmarks/README.md). Where it cannot be done, the run says why and goes on without."""
 
     temperature: tuple[float, float] = (0.04, 0.07)
     """What the logits are divided by: first and last value of the published linear schedule."""

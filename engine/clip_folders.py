@@ -4,27 +4,16 @@ except that the published depth encoding looks for the person in each depth fram
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import boxes_of
+from pipelines.folders import FrameList
 from pipelines.sampling import branch_indices, sample_frames
 from pipelines.source import ClipRequest, Stream
 from pipelines.view import eval_view
 
 IMAGE_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WebP",
                ".tif": "TIFF", ".tiff": "TIFF"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FrameFiles:
-    """The frames of one clip, in time."""
-
-    paths: tuple[str, ...]
-
-    def path(self, number: int) -> str:
-        """File of the 0-based frame `number`."""
-        return self.paths[number]
 
 
 def clip_requests(clips: Sequence[str], config: DataConfig) -> list[ClipRequest]:
@@ -47,17 +36,15 @@ def clip_requests(clips: Sequence[str], config: DataConfig) -> list[ClipRequest]
 
 
 def _streams(
-    modality: str, clips: Sequence[FrameFiles], lengths: Sequence[int], config: DataConfig
+    modality: str, clips: Sequence[FrameList], lengths: Sequence[int], config: DataConfig
 ) -> list[Stream]:
     """One modality of each clip, of its first so many frames."""
     boxes = boxes_of(list(zip(clips, lengths, strict=True))) if config.boxed(modality) else None
     streams = []
     for i, (files, length) in enumerate(zip(clips, lengths, strict=True)):
         frames = sample_frames(length, config.num_frames, None)
-        paths = tuple(files.path(frame) for frame in frames.tolist())
-        streams.append(
-            Stream(paths, eval_view(config), None if boxes is None else boxes[i][frames])
-        )
+        seen = None if boxes is None else boxes[i][frames]
+        streams.append(Stream(files, frames, eval_view(config), seen))
     return streams
 
 
@@ -71,7 +58,7 @@ def _folders(clip: str, config: DataConfig) -> list[str]:
     return folders
 
 
-def list_frames(folder: str) -> FrameFiles:
+def list_frames(folder: str) -> FrameList:
     """The image files of a folder in natural order: frame2 before frame10.
 
     Raises ValueError where there are none, where they are of several types, and for a file.
@@ -92,7 +79,7 @@ def list_frames(folder: str) -> FrameFiles:
         raise ValueError(f"{folder}: holds no images ({', '.join(IMAGE_TYPES)})")
     if len(kinds) > 1:
         raise ValueError(f"{folder}: holds {' and '.join(kinds)} images; keep the clip's own only")
-    return FrameFiles(tuple(os.path.join(folder, name) for name in images))
+    return FrameList(tuple(os.path.join(folder, name) for name in images))
 
 
 def _natural(name: str) -> list[str | int]:

@@ -1,10 +1,12 @@
-"""How many frames a clip's folder holds, by file names and remembered. Opens no image."""
+"""Clips as folders with one file per frame: where the files are, and how many there are."""
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
+from PIL import Image
 from tqdm import tqdm
 
 from pipelines.cache import JsonLines
@@ -29,6 +31,25 @@ class Frames:
     def path(self, number: int) -> str:
         """File of the 0-based frame `number`."""
         return self.pattern.format(frame=self.first + number)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames: those of the first. Raises OSError."""
+        return _size(self.path(0))
+
+
+@dataclass(frozen=True)
+class FrameList:
+    """The files of one clip, in time, whatever their names."""
+
+    paths: tuple[str, ...]
+
+    def path(self, number: int) -> str:
+        """File of the 0-based frame `number`."""
+        return self.paths[number]
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames: those of the first. Raises OSError."""
+        return _size(self.paths[0])
 
 
 @dataclass(frozen=True)
@@ -70,3 +91,9 @@ def _count(frames: Frames, known: list[int] | None) -> Count:
     while os.path.basename(frames.path(num_frames)) in present:
         num_frames += 1
     return Count(num_frames, changed_ns)
+
+
+@lru_cache(maxsize=2**20)
+def _size(path: str) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size

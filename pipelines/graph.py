@@ -1,18 +1,18 @@
 """Files -> frames: the recipe as two DALI graphs, and running one over a plan of batches.
 
-Frames are DALI's samples: a batch of B clips is B * T files of each modality with per-frame copies
-of the clip's view. `decode_graph` stops after decoding, for the CPU, where OpenCV and torch do the
-geometry faster (pipelines/geometry.py); `view_graph` is the whole recipe, for the GPU. All of a
-graph's outputs are per modality, in the order of `DataConfig.modalities`.
+A graph is for one modality. Frames are DALI's samples: a batch of B clips is B * T files with
+per-frame copies of the clip's view. `decode_graph` stops after decoding, for the CPU, where OpenCV
+and torch do the geometry faster (pipelines/geometry.py); `view_graph` is the whole recipe, for the
+GPU.
 """
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import DataNode, Pipeline
 from nvidia.dali.types import DALIDataType
@@ -30,41 +30,33 @@ Feed = Callable[[], Arrays]
 
 
 @pipeline_def
-def decode_graph(feed: Feed, config: DataConfig) -> tuple[DataNode, ...]:
-    """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, then signatures: on the CPU."""
-    count = len(config.modalities)
-    paths = fn.external_source(feed, num_outputs=count, dtype=DALIDataType.UINT8, ndim=1)
-    encoded = [transforms.read(path) for path in paths]
-    frames = (
-        _decode(files, config.in_mm(modality), "cpu")
-        for files, modality in zip(encoded, config.modalities, strict=True)
-    )
-    return *frames, *map(transforms.signature, encoded)
+def decode_graph(feed: Feed, config: DataConfig, modality: str) -> tuple[DataNode, ...]:
+    """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, and signatures: on the CPU."""
+    (path,) = fn.external_source(feed, num_outputs=1, dtype=DALIDataType.UINT8, ndim=1)
+    encoded = transforms.read(path)
+    return _decode(encoded, config.in_mm(modality), "cpu"), transforms.signature(encoded)
 
 
 @pipeline_def
 def view_graph(
-    feed: Feed, config: DataConfig, device: str, dtype: DALIDataType
+    feed: Feed, config: DataConfig, modality: str, device: str, dtype: DALIDataType
 ) -> tuple[DataNode, ...]:
-    """(size, size, 3) uint8 pixels and the same normalised in `dtype`, then the signatures (on the
-    CPU)."""
-    inputs = [5 if config.boxed(modality) else 4 for modality in config.modalities]
-    given = iter(fn.external_source(feed, num_outputs=sum(inputs)))
-    images: list[DataNode] = []
-    outputs: list[DataNode] = []
-    signatures: list[DataNode] = []
-    for modality, count in zip(config.modalities, inputs, strict=True):
-        path, angle, corner, flip, *box = itertools.islice(given, count)
-        encoded = transforms.read(path)
-        frames = _decode(encoded, config.in_mm(modality), device)
-        images.append(_colour(frames, box, config, modality))
-        turned_as = images[0] if config.paired_view and len(images) > 1 else None
-        frames = transforms.rotate(images[-1], angle, turned_as)
-        frames = transforms.resize(frames, *config.resize)
-        pixels = _crop(frames, corner, flip, config)
-        outputs += [pixels, transforms.normalise(pixels, dtype)]
-        signatures.append(transforms.signature(encoded))
-    return *outputs, *signatures
+    """(size, size, 3) uint8 pixels, the same normalised in `dtype`, and signatures (on the CPU)."""
+    count = 4 + takes_turn_of_rgb(config, modality) + config.boxed(modality)
+    path, angle, corner, flip, *more = fn.external_source(feed, num_outputs=count)
+    box = more.pop() if config.boxed(modality) else None
+    encoded = transforms.read(path)
+    frames = _decode(encoded, config.in_mm(modality), device)
+    frames = _colour(frames, box, config, modality)
+    frames = transforms.rotate(frames, angle, *more)
+    frames = transforms.resize(frames, *config.resize)
+    pixels = _crop(frames, corner, flip, config)
+    return pixels, transforms.normalise(pixels, dtype), transforms.signature(encoded)
+
+
+def takes_turn_of_rgb(config: DataConfig, modality: str) -> bool:
+    """Whether its frames turn as RGB's do, whose size then counts (pipelines/view.py)."""
+    return config.modality == "rgbd" and config.paired_view and modality == "depth"
 
 
 def _decode(encoded: DataNode, in_mm: bool, device: str) -> DataNode:
@@ -72,12 +64,10 @@ def _decode(encoded: DataNode, in_mm: bool, device: str) -> DataNode:
     return decode(encoded, device)
 
 
-def _colour(
-    frames: DataNode, box: Sequence[DataNode], config: DataConfig, modality: str
-) -> DataNode:
+def _colour(frames: DataNode, box: DataNode | None, config: DataConfig, modality: str) -> DataNode:
     """Decoded frames -> (h, w, 3) images, cut to their `box` where there is one."""
-    if config.boxed(modality):
-        return transforms.wrapped_jet(transforms.cut(frames, *box))
+    if box is not None:
+        return transforms.wrapped_jet(transforms.cut(frames, box))
     if config.in_mm(modality):
         return transforms.metric_grey(frames, config.depth_range_mm)
     return frames
@@ -91,34 +81,36 @@ def _crop(frames: DataNode, corner: DataNode, flip: DataNode, config: DataConfig
     return transforms.resize(pixels, config.size, config.size)
 
 
-def path_arrays(requests: Requests) -> Arrays:
-    """The inputs of `decode_graph`: per modality, N = B * T paths."""
-    return tuple(_paths(streams) for streams in _by_modality(requests))
+def decode_arrays(requests: Requests, config: DataConfig, modality: str) -> Arrays:
+    """The input of `decode_graph`: N = B * T paths."""
+    return (_paths(_streams(requests, config, modality)),)
 
 
-def view_arrays(requests: Requests) -> Arrays:
-    """The inputs of `view_graph`, per modality: N = B * T paths, angles (N,), corners (N, 2), flips
-    (N,) and, for clips that have them, boxes (N, 4). A view is repeated for each of T frames."""
-    arrays: list[Any] = []
-    for streams in _by_modality(requests):
-        num_frames = [len(s.paths) for s in streams]
-        angles = np.array([s.view.angle for s in streams], np.float32)
-        corners = np.array([(s.view.left, s.view.top) for s in streams], np.int32)
-        flips = np.array([s.view.flip for s in streams], np.int32)
-        boxes = [s.boxes for s in streams if s.boxes is not None]
-        arrays += [
-            _paths(streams),
-            np.repeat(angles, num_frames),
-            np.repeat(corners, num_frames, axis=0),
-            np.repeat(flips, num_frames),
-            *([np.concatenate(boxes).astype(np.int32)] if boxes else []),
-        ]
-    return tuple(arrays)
+def view_arrays(requests: Requests, config: DataConfig, modality: str) -> Arrays:
+    """The inputs of `view_graph`: N = B * T paths, angles (N,), corners (N, 2), flips (N,), then
+    the sizes (N, 2) of frames whose turns are taken over and boxes (N, 4), where there are such. A
+    view is repeated for each of T frames."""
+    streams = _streams(requests, config, modality)
+    num_frames = [len(s.frames) for s in streams]
+
+    def per_frame(values: Sequence[Any], dtype: type) -> NDArray[Any]:
+        return np.repeat(np.array(values, dtype), num_frames, axis=0)
+
+    arrays = [
+        _paths(streams),
+        per_frame([s.view.angle for s in streams], np.float32),
+        per_frame([(s.view.left, s.view.top) for s in streams], np.int32),
+        per_frame([s.view.flip for s in streams], np.int32),
+    ]
+    if takes_turn_of_rgb(config, modality):
+        arrays.append(per_frame([r.streams[0].media.size() for r in requests], np.float32))
+    boxes = [s.boxes for s in streams if s.boxes is not None]
+    return *arrays, *([np.concatenate(boxes).astype(np.int32)] if boxes else [])
 
 
-def _by_modality(requests: Requests) -> Iterator[tuple[Stream, ...]]:
-    """One stream per clip, for each modality."""
-    return zip(*(request.streams for request in requests), strict=True)
+def _streams(requests: Requests, config: DataConfig, modality: str) -> list[Stream]:
+    place = config.modalities.index(modality)
+    return [request.streams[place] for request in requests]
 
 
 def _paths(streams: Sequence[Stream]) -> list[Any]:
@@ -126,10 +118,11 @@ def _paths(streams: Sequence[Stream]) -> list[Any]:
 
 
 def run(
-    graph: Callable[[Feed], Pipeline],
-    arrays: Callable[[Requests], Arrays],
+    graph: Callable[..., Pipeline],
+    arrays: Callable[[Requests, DataConfig, str], Arrays],
     plan: Iterable[Requests],
     config: DataConfig,
+    modality: str,
     stream: Callable[[], Any] = lambda: None,
 ) -> Iterator[tuple[Requests, Sequence[Any]]]:
     """Each batch of the plan with the graph's outputs (less the signatures), in order.
@@ -139,13 +132,13 @@ def run(
     a batch that is missing, damaged or of another kind.
     """
     batches, in_flight = iter(plan), deque[Requests]()
+    place, in_mm = config.modalities.index(modality), config.in_mm(modality)
 
     def feed() -> Arrays:
         in_flight.append(next(batches))
-        return arrays(in_flight[-1])
+        return arrays(in_flight[-1], config, modality)
 
-    pipeline = graph(feed)
-    in_mm = [config.in_mm(modality) for modality in config.modalities]
+    pipeline = graph(feed, config=config, modality=modality)
     while True:
         try:
             results: tuple[Any, ...] = pipeline.run(stream())
@@ -153,12 +146,12 @@ def run(
             return
         except Exception as error:
             # DALI tells the operator, not the file: look for it among the batch's.
-            if in_flight and (found := find_problem(in_flight[0], in_mm)):
+            if in_flight and (found := find_problem(in_flight[0], place, in_mm)):
                 raise found from None
             raise error
         requests = in_flight.popleft()
-        outputs, signatures = results[: -len(in_mm)], results[-len(in_mm) :]
-        suspicious = list(map(suspects, (s.as_array() for s in signatures), in_mm))
-        if found := find_problem(requests, in_mm, suspicious):
+        *outputs, signatures = results
+        suspicious = suspects(signatures.as_array(), in_mm)
+        if found := find_problem(requests, place, in_mm, suspicious):
             raise found
         yield requests, outputs

@@ -1,7 +1,8 @@
 """A plan of clips -> batches on the training device, made ahead of the step that needs them. Which
 clips is for pipelines/plan.py to say, what happens to their pixels for graph.py and geometry.py."""
 
-from collections.abc import Generator, Iterable, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from pipelines.background import in_background
 from pipelines.batch import Batch, one_or_each
 from pipelines.config import DataConfig
 from pipelines.geometry import colour_table, normalise, view_clip
-from pipelines.graph import Requests, decode_graph, path_arrays, run, view_arrays, view_graph
+from pipelines.graph import Requests, decode_arrays, decode_graph, run, view_arrays, view_graph
 from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
 from pipelines.source import ClipRequest
@@ -68,31 +69,41 @@ class Loader:
         # bfloat16, which DALI does not know, holds the same values exactly: converted below.
         dtype = DALIDataType.FLOAT16 if self.dtype.itemsize == 2 else DALIDataType.FLOAT
         graph = partial(
-            view_graph,
-            config=self.config,
-            device="gpu",
-            dtype=dtype,
-            device_id=device_id,
-            **self._pipeline,
+            view_graph, device="gpu", dtype=dtype, device_id=device_id, **self._pipeline
         )
         stream = partial(torch.cuda.current_stream, device_id)
         window = self.config.motion_window
-        for requests, outputs in run(graph, view_arrays, plan, self.config, stream):
-            frames = [
-                torch.from_dlpack(part.as_tensor()).unflatten(0, (len(requests), -1))
-                for part in outputs
-            ]
-            pixels, clips = frames[::2], frames[1::2]
+        for requests, outputs in self._run(graph, view_arrays, plan, stream):
+            pixels, clips = (
+                [
+                    torch.from_dlpack(part.as_tensor()).unflatten(0, (len(requests), -1))
+                    for part in parts
+                ]
+                for parts in zip(*outputs, strict=True)
+            )
             maps = [motion_maps(part, window) for part in pixels] if window else []
             yield self._batch(requests, [clip.to(self.dtype) for clip in clips], maps)
 
     def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
         """DALI decodes; then each clip of a batch is one task of a thread pool."""
-        graph = partial(decode_graph, config=self.config, device_id=None, **self._pipeline)
+        graph = partial(decode_graph, device_id=None, **self._pipeline)
         memory = Recycler()
         with ThreadPoolExecutor(self.threads) as pool:
-            for requests, frames in run(graph, path_arrays, plan, self.config):
-                yield self._cpu_batch(requests, frames, memory, pool)
+            for requests, outputs in self._run(graph, decode_arrays, plan):
+                yield self._cpu_batch(requests, [part for (part,) in outputs], memory, pool)
+
+    def _run(
+        self, graph: Any, arrays: Any, plan: Iterable[Requests], *stream: Any
+    ) -> Iterator[tuple[Requests, list[Sequence[Any]]]]:
+        """Each batch of the plan with the outputs of every modality's graph."""
+        modalities = self.config.modalities
+        plans = itertools.tee(plan, len(modalities))
+        runs = [
+            run(graph, arrays, own_plan, self.config, modality, *stream)
+            for own_plan, modality in zip(plans, modalities, strict=True)
+        ]
+        for results in zip(*runs, strict=True):
+            yield results[0][0], [outputs for _, outputs in results]
 
     def _cpu_batch(
         self, requests: Requests, decoded: Sequence[Any], memory: Recycler, pool: Executor

@@ -1,4 +1,4 @@
-"""One clip of a list -> which files, which view, which branch frames. Pure: no file is touched."""
+"""One clip of a list -> which frames, which view, which branch frames. Pure: no file is touched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes
+from pipelines.folders import FrameList, Frames
 from pipelines.index import ClipIndex
 from pipelines.sampling import (
     BRANCHES,
@@ -21,17 +22,27 @@ from pipelines.sampling import (
 )
 from pipelines.view import View, draw_view, eval_view
 
+Media = Frames | FrameList
+"""What the frames of a clip can be taken from."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """One modality of a clip: T frame files and one view, equal for all of them."""
+    """One modality of a clip: T frames of its media, and one view, equal for all of them."""
 
-    paths: tuple[str, ...]
-    """T files, in time."""
+    media: Media
+    frames: NDArray[np.int64]
+    """(T,) numbers of the frames in the media, from 0, in time."""
 
     view: View
     boxes: NDArray[np.int64] | None = None
     """(T, 4) region of interest as left, top, width, height; None: the whole frame."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The T files of a clip that has one per frame."""
+        assert isinstance(self.media, (Frames, FrameList))
+        return tuple(self.media.path(frame) for frame in self.frames.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +111,8 @@ class ClipSource:
         )
 
     def _stream(self, clip: int, modality: str, frames: NDArray[np.int64], view: View) -> Stream:
-        files = self.index.frames(clip, modality)
         boxes = None
         if self.config.boxed(modality):
             assert self.boxes is not None, "this depth encoding needs pipelines/depth_boxes.py"
             boxes = self.boxes[clip][frames]
-        return Stream(tuple(files.path(frame) for frame in frames.tolist()), view, boxes)
+        return Stream(self.index.frames(clip, modality), frames, view, boxes)

@@ -80,23 +80,19 @@ def rotate(frames: DataNode, angle: DataNode, turned_as: DataNode | None = None)
     """Counter-clockwise by `angle` degrees at the frame's own size, bilinear, black outside.
 
     OpenCV turns about (w/2, h/2) counted from the middle of the first pixel, DALI counts from its
-    corner: half a pixel more. Angle 0 is an exact copy. With `turned_as`, frames of another
-    modality, what those and these show at one place stays at one place (pipelines/view.py).
+    corner: half a pixel more. Angle 0 is an exact copy. With `turned_as`, width and height of
+    frames of another modality, what those and these show at one place stays at one place
+    (pipelines/view.py).
     """
-    size = _width_height(frames)
+    shape = frames.shape(dtype=DALIDataType.FLOAT)
+    size = fn.stack(shape[1], shape[0])
     if turned_as is None:
         matrix = fn.transforms.rotation(angle=angle, center=size / 2 + 0.5)
     else:
-        other = _width_height(turned_as)
-        matrix = fn.transforms.scale(scale=other / size)
-        matrix = fn.transforms.rotation(matrix, angle=angle, center=other / 2 + 0.5)
-        matrix = fn.transforms.scale(matrix, scale=size / other)
+        matrix = fn.transforms.scale(scale=turned_as / size)
+        matrix = fn.transforms.rotation(matrix, angle=angle, center=turned_as / 2 + 0.5)
+        matrix = fn.transforms.scale(matrix, scale=size / turned_as)
     return fn.warp_affine(frames, matrix=matrix, fill_value=0)
-
-
-def _width_height(frames: DataNode) -> DataNode:
-    size = frames.shape(dtype=DALIDataType.FLOAT)
-    return fn.stack(size[1], size[0])
 
 
 def resize(frames: DataNode, width: int, height: int) -> DataNode:

@@ -68,19 +68,19 @@ def problem(path: str, millimetres: bool) -> tuple[str, str] | None:
 
 def find_problem(
     requests: Sequence[ClipRequest],
-    millimetres: Sequence[bool],
-    places: Sequence[Sequence[int]] | None = None,
+    stream: int,
+    millimetres: bool,
+    places: Sequence[int] | None = None,
 ) -> ValueError | None:
-    """The error to raise for the first unusable file of a batch, or None if all are sound.
+    """The error to raise for the first unusable file of a batch's streams of one modality, or None
+    if all are sound.
 
-    `millimetres` and `places` are per modality; `places` limits the search to these frames of the
-    batch, counted over all its clips.
+    `places` limits the search to these frames of the batch, counted over all its clips.
     """
-    for stream, in_mm in enumerate(millimetres):
-        files = [(path, r.origin) for r in requests for path in r.streams[stream].paths]
-        for place in range(len(files)) if places is None else places[stream]:
-            path, origin = files[place]
-            if found := problem(path, in_mm):
-                what, fix = found
-                return ValueError(f"{path}: {what}; {fix} ({origin})")
+    files = [(path, r.origin) for r in requests for path in r.streams[stream].paths]
+    for place in range(len(files)) if places is None else places:
+        path, origin = files[place]
+        if found := problem(path, millimetres):
+            what, fix = found
+            return ValueError(f"{path}: {what}; {fix} ({origin})")
     return None

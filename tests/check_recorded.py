@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lists import stream_of
 from numpy.typing import NDArray
 
 from pipelines import reference
@@ -23,7 +24,6 @@ from pipelines.depth import box_centre, boxes_at, read_depth, wrap
 from pipelines.geometry import colour_table, view_clip
 from pipelines.motion import motion_maps
 from pipelines.sampling import sample_frames
-from pipelines.source import Stream
 from pipelines.view import View, eval_view
 
 ANGLES = (7, -10)
@@ -69,13 +69,13 @@ def main() -> None:
         config = replace(config, modality="depth", depth_encoding="wrapped_jet")
 
     view = eval_view(config)
-    (twin,) = reference.clip_pixels([Stream(tuple(paths), view)], config)
+    (twin,) = reference.clip_pixels([stream_of(paths, view)], config)
     fast = executor(paths, view, config)
     compare("twin, recorded", twin, recorded["clip_u8"])
     compare("executor, recorded", fast, recorded["clip_u8"])
     for angle in ANGLES:
         turned = replace(view, angle=angle, flip=True)
-        (expected,) = reference.clip_pixels([Stream(tuple(paths), turned)], config)
+        (expected,) = reference.clip_pixels([stream_of(paths, turned)], config)
         compare(f"executor, twin at {angle} degrees", executor(paths, turned, config), expected)
     ids = recorded["heat_f32_frame_ids"]
     maps = motion_maps(torch.from_numpy(fast)[None], given.window)[0, 0].numpy()

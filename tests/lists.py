@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines import reference
 from pipelines.config import DataConfig, FrameFiles
+from pipelines.folders import FrameList
 from pipelines.index import scan
 from pipelines.source import ClipRequest, ClipSource, Stream
 from pipelines.view import View
@@ -54,11 +55,16 @@ def open_source(config: DataConfig, seed: int = 0) -> ClipSource:
     return ClipSource(scan(config, "train"), config, seed)
 
 
+def stream_of(paths: Sequence[str], view: View = UPRIGHT, boxes: NDArray | None = None) -> Stream:
+    """All frames of a clip of these files."""
+    return Stream(FrameList(tuple(paths)), np.arange(len(paths)), view, boxes)
+
+
 def request(
     paths: Sequence[str], view: View = UPRIGHT, boxes: NDArray | None = None, index: int = 0
 ) -> ClipRequest:
     """A request made by hand, for as many frames as there are paths."""
-    return request_of(Stream(tuple(paths), view, boxes), index=index)
+    return request_of(stream_of(paths, view, boxes), index=index)
 
 
 def request_of(*streams: Stream, index: int = 0) -> ClipRequest:

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
-from lists import TINY, TURNS, assert_like_twin, request, request_of, twin
+from lists import TINY, TURNS, assert_like_twin, request, request_of, stream_of, twin
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType
 from PIL import Image
 
 from pipelines import reference, transforms
 from pipelines.config import DataConfig
-from pipelines.graph import decode_graph, path_arrays, run, view_arrays, view_graph
-from pipelines.source import ClipRequest, Stream
+from pipelines.graph import decode_arrays, decode_graph, run, view_arrays, view_graph
+from pipelines.source import ClipRequest
 
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 DEPTH = replace(TINY, modality="depth", resize=(72, 54))
@@ -30,8 +30,8 @@ PIPELINE = {"batch_size": 16, "num_threads": 1, "prefetch_queue_depth": 2}
 
 def decode(plan: Iterable[list[ClipRequest]], config: DataConfig = TINY) -> list[list[np.ndarray]]:
     """The decoded frames of each batch."""
-    graph = partial(decode_graph, config=config, device_id=None, **PIPELINE)
-    batches = run(graph, path_arrays, plan, config)
+    graph = partial(decode_graph, device_id=None, **PIPELINE)
+    batches = run(graph, decode_arrays, plan, config, config.modality)
     return [[np.asarray(frames[i]) for i in range(len(frames))] for _, (frames,) in batches]
 
 
@@ -42,11 +42,14 @@ def view(
     dtype: DALIDataType = DALIDataType.FLOAT,
 ) -> tuple[np.ndarray, ...]:
     """Per modality, pixels and normalised pixels (frames of all batches, size, size, 3)."""
-    graph = partial(view_graph, config=config, device=device, dtype=dtype,
+    graph = partial(view_graph, device=device, dtype=dtype,
                     device_id=0 if device == "gpu" else None, **PIPELINE)  # fmt: skip
-    batches = [outputs for _, outputs in run(graph, view_arrays, plan, config)]
-    parts = zip(*batches, strict=True)
-    return tuple(np.concatenate([b.as_cpu().as_array() for b in part]) for part in parts)
+    plan, seen = list(plan), []
+    for modality in config.modalities:
+        batches = [outputs for _, outputs in run(graph, view_arrays, plan, config, modality)]
+        for part in zip(*batches, strict=True):
+            seen.append(np.concatenate([b.as_cpu().as_array() for b in part]))
+    return tuple(seen)
 
 
 def png_clip(folder: Path, seed: int = 0, size: tuple[int, int] = (64, 48)) -> list[str]:
@@ -80,8 +83,9 @@ def test_decoded_16_bit_depth_is_exact(tmp_path: Path) -> None:
 def test_batches_of_any_size_come_in_order_and_an_empty_plan_has_none(tmp_path: Path) -> None:
     paths = png_clip(tmp_path)
     plan = [[request(paths, index=i) for i in range(size)] for size in (2, 4, 1, 3)]
-    graph = partial(decode_graph, config=TINY, device_id=None, **PIPELINE)
-    got = [(requests, len(f)) for requests, (f,) in run(graph, path_arrays, iter(plan), TINY)]
+    graph = partial(decode_graph, device_id=None, **PIPELINE)
+    batches = run(graph, decode_arrays, iter(plan), TINY, "rgb")
+    got = [(requests, len(f)) for requests, (f,) in batches]
     assert got == [(requests, 4 * len(requests)) for requests in plan]
     assert decode([]) == []
 
@@ -149,7 +153,7 @@ def test_both_modalities_look_as_in_the_twin(
         depth = write_clip(tmp_path / f"d{i}", depth_frames(4, 96, 72, seed=i), DEPTH_NAME)
         own = boxes if config.boxed("depth") else None
         depth_turn = turn if paired else TURNS[i - 1]
-        streams = Stream(tuple(rgb), turn), Stream(tuple(depth), depth_turn, own)
+        streams = stream_of(rgb, turn), stream_of(depth, depth_turn, own)
         requests.append(request_of(*streams, index=i))
     seen = view([requests[:2], requests[2:]], config, device)
     for stream, (pixels, clip) in enumerate(zip(seen[::2], seen[1::2], strict=True)):

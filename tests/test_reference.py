@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
+from lists import stream_of
 
 from pipelines import reference
 from pipelines.config import DataConfig
-from pipelines.source import Stream
 from pipelines.view import View, eval_view
 
 DATA = Path(__file__).parent / "data"
@@ -96,11 +96,11 @@ def test_files_give_the_pixels_of_their_frames(tmp_path: Path) -> None:
     depth = depth_frames(3, 160, 120)
     paths = write_clip(tmp_path / "depth", depth, DEPTH_NAME, first=1)
     view = View(angle=7, left=9, top=4)
-    (from_files,) = reference.clip_pixels([Stream(tuple(paths), view)], DEPTH)
+    (from_files,) = reference.clip_pixels([stream_of(paths, view)], DEPTH)
     assert from_files.shape == (3, 32, 32, 3) and from_files.dtype == np.uint8
     assert (from_files == reference.from_frames(list(depth), view, DEPTH)).all()
     rgb = write_clip(tmp_path / "rgb", rgb_frames(3))
-    (pixels,) = reference.clip_pixels([Stream(tuple(rgb), view)], RGB)
+    (pixels,) = reference.clip_pixels([stream_of(rgb, view)], RGB)
     assert pixels.shape == (3, 32, 32, 3)
 
 

@@ -11,7 +11,7 @@ from lists import TINY, request
 from PIL import Image
 
 from pipelines.config import DataConfig
-from pipelines.graph import decode_graph, path_arrays, run
+from pipelines.graph import decode_arrays, decode_graph, run
 from pipelines.verify import find_problem, problem, suspects
 
 METRIC = replace(TINY, modality="depth", depth_encoding="metric")
@@ -19,8 +19,9 @@ METRIC = replace(TINY, modality="depth", depth_encoding="metric")
 
 def load(paths: list[str], config: DataConfig = TINY) -> list[np.ndarray]:
     """Decoded frames, as training reads them."""
-    graph = partial(decode_graph, config=config, device_id=None, batch_size=8, num_threads=1)
-    ((_, (frames,)),) = run(graph, path_arrays, [[request(paths, index=4)]], config)
+    graph = partial(decode_graph, device_id=None, batch_size=8, num_threads=1)
+    plan = [[request(paths, index=4)]]
+    ((_, (frames,)),) = run(graph, decode_arrays, plan, config, config.modality)
     return [np.asarray(frames[i]) for i in range(len(frames))]
 
 
@@ -140,15 +141,19 @@ def test_the_look_is_limited_to_the_places_given(tmp_path: Path) -> None:
     first, second = requests[0].streams[0].paths[1], requests[1].streams[0].paths[2]
     for path in (first, second):
         Path(path).write_bytes(b"")
-    assert find_problem(requests, [False], [[0, 2, 4]]) is None
-    assert str(find_problem(requests, [False], [[5]])).startswith(second)
-    assert str(find_problem(requests, [False])).startswith(first)
+    assert find_problem(requests, 0, False, [0, 2, 4]) is None
+    assert str(find_problem(requests, 0, False, [5])).startswith(second)
+    assert str(find_problem(requests, 0, False)).startswith(first)
 
 
 def test_dali_alone_takes_8_bit_for_16_without_a_word(tmp_path: Path) -> None:
     """Why bit depth is checked here: every value comes out 257 times as large."""
     (path,) = write_clip(tmp_path, [np.full((48, 64), 7, np.uint8)], "{}.png")
-    graph = partial(decode_graph, config=METRIC, device_id=None, batch_size=1, num_threads=1)
-    frames, _ = graph(lambda: path_arrays([request([path])])).run()
+
+    def feed():
+        return decode_arrays([request([path])], METRIC, "depth")
+
+    graph = decode_graph(feed, METRIC, "depth", device_id=None, batch_size=1, num_threads=1)
+    frames, _ = graph.run()
     assert (np.asarray(frames[0]) == 7 * 257).all()
     assert problem(path, millimetres=True) is not None

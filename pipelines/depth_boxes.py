@@ -46,9 +46,10 @@ def depth_boxes(
     no 16-bit depth.
     """
     cache = open_cache(config, "depth_boxes", log)
-    clips = [(index.frames(i, "depth"), clip.num_frames) for i, clip in enumerate(index.clips)]
-    keys = [os.path.relpath(frames.pattern, index.root) for frames, _ in clips]
-    changed = [os.stat(frames.folder).st_mtime_ns for frames, _ in clips]
+    media = index.media["depth"]
+    clips = [(media[i], clip.num_frames) for i, clip in enumerate(index.clips)]
+    keys = [os.path.relpath(files.name, index.root) for files in media]
+    changed = [files.changed_ns() for files in media]
     pending = [
         i
         for i, key in enumerate(keys)

@@ -28,6 +28,15 @@ class Frames:
     def folder(self) -> str:
         return os.path.dirname(self.pattern).format()
 
+    @property
+    def name(self) -> str:
+        """What tells these frames from any others on this disk."""
+        return self.pattern
+
+    def changed_ns(self) -> int:
+        """When files were last added, removed or replaced."""
+        return os.stat(self.folder).st_mtime_ns
+
     def path(self, number: int) -> str:
         """File of the 0-based frame `number`."""
         return self.pattern.format(frame=self.first + number)
@@ -46,6 +55,15 @@ class FrameList:
     def path(self, number: int) -> str:
         """File of the 0-based frame `number`."""
         return self.paths[number]
+
+    @property
+    def name(self) -> str:
+        """What tells these frames from any others on this disk."""
+        return os.path.dirname(self.paths[0])
+
+    def changed_ns(self) -> int:
+        """When files were last added, removed or replaced."""
+        return os.stat(self.name).st_mtime_ns
 
     def size(self) -> tuple[int, int]:
         """Width and height of the frames: those of the first. Raises OSError."""
@@ -81,7 +99,7 @@ def count_frames(wanted: Sequence[Frames], root: str, cache: JsonLines) -> dict[
 def _count(frames: Frames, known: list[int] | None) -> Count:
     try:
         # Before the listing: a file that arrives in between changes the time seen next time.
-        changed_ns = os.stat(frames.folder).st_mtime_ns
+        changed_ns = frames.changed_ns()
         if known and known[0] == changed_ns:
             return Count(known[1], changed_ns)
         present = set(os.listdir(frames.folder))

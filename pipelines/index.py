@@ -1,13 +1,12 @@
 """Split list -> clips checked against their folders. Names and numbers only; no image is opened."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.cache import open_cache
-from pipelines.config import DataConfig, FrameFiles
-from pipelines.folders import Count, Frames, count_frames
-from pipelines.layouts import clip_frames, modality_files
+from pipelines.config import DataConfig
+from pipelines.layouts import modality_files
+from pipelines.media import Found, Media, find_media, wanted_modalities
 
 MOST_SHOWN = 20
 """How many problems one error lists; the rest is a number."""
@@ -34,8 +33,8 @@ class ClipIndex:
 
     clips: tuple[Clip, ...]
     root: str
-    files: dict[str, FrameFiles]
-    """By modality."""
+    media: dict[str, tuple[Media, ...]]
+    """Per modality, what each clip's frames are taken from."""
 
     list_path: str
     left_out: int
@@ -43,10 +42,6 @@ class ClipIndex:
 
     def __len__(self) -> int:
         return len(self.clips)
-
-    def frames(self, index: int, modality: str) -> Frames:
-        """The frame files of the clip at `index`."""
-        return clip_frames(self.root, self.files[modality], self.clips[index].name)
 
 
 Problems = list[tuple[int, str]]
@@ -59,7 +54,7 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
     Raises one ValueError with every problem found, each `list:line: what is wrong and what to do`.
     `log` takes what is worth knowing but stops nothing.
     """
-    files = modality_files(config)
+    modality_files(config)  # raises what is wrong with it before any file is looked for
     root = os.path.expanduser(config.root)
     if not os.path.isdir(root):
         raise ValueError(f"{root}: no such folder; set data.root to where the data set is")
@@ -67,16 +62,17 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
     path = os.path.join(root, os.path.expanduser(getattr(config, key)))
     listed, problems = _read_list(path, key, config.num_classes)
     long_enough = [clip for clip in listed if clip.num_frames >= config.min_frames]
-    clips, folder_problems = _check_folders(long_enough, config, root, files, log)
-    _raise_all(path, problems + folder_problems)
+    found = find_media(config, root, [clip.name for clip in long_enough], log)
+    clips, media_problems = _check_media(long_enough, config, found)
+    _raise_all(path, problems + media_problems)
     clips = [clip for clip in clips if clip.num_frames >= config.min_frames]
     if not clips:
         raise ValueError(
             f"{path}: none of its {len(listed)} clips has data.min_frames={config.min_frames} "
             "frames; lower it or correct the list"
         )
-    used = {modality: files[modality] for modality in config.modalities}
-    return ClipIndex(tuple(clips), root, used, path, len(listed) - len(clips))
+    media = {m: tuple(found[clip.name, m].media for clip in clips) for m in config.modalities}
+    return ClipIndex(tuple(clips), root, media, path, len(listed) - len(clips))
 
 
 def _raise_all(path: str, problems: Problems) -> None:
@@ -125,37 +121,29 @@ def _parse(line: str, number: int, num_classes: int, clips: list[Clip], problems
     problems.append((number, f"label {clip.label} is outside 0..{num_classes - 1}; {hint}"))
 
 
-def _check_folders(
-    clips: Sequence[Clip],
-    config: DataConfig,
-    root: str,
-    files: dict[str, FrameFiles],
-    log: Callable[[str], None],
+def _check_media(
+    clips: Sequence[Clip], config: DataConfig, found: Mapping[tuple[str, str], Found]
 ) -> tuple[list[Clip], Problems]:
     """The clips with their usable frames, and the problems of those that have too few."""
-    # A modality that is not used matters only where a clip may be cut to the frames both have.
-    modalities = list(files) if config.frame_slack else config.modalities
-    frames = {(c, m): clip_frames(root, files[m], c.name) for c in clips for m in modalities}
-    counts = count_frames(list(frames.values()), root, open_cache(config, "frames", log))
     usable: list[Clip] = []
     problems: Problems = []
     for clip in clips:
         shortest = clip.num_frames
-        for modality in modalities:
-            count = counts[frames[clip, modality]]
-            if count.error and modality not in config.modalities:
+        for modality in wanted_modalities(config):
+            seen = found[clip.name, modality]
+            if seen.error and modality not in config.modalities:
                 continue  # not on this disk, and not needed
-            if count.error or count.num_frames < clip.num_frames - config.frame_slack:
-                problems.append((clip.line, _complaint(clip, frames[clip, modality], count)))
-            shortest = min(shortest, count.num_frames)
+            if seen.error or seen.num_frames < clip.num_frames - config.frame_slack:
+                problems.append((clip.line, _complaint(clip, seen)))
+            shortest = min(shortest, seen.num_frames)
         usable.append(replace(clip, num_frames=shortest))
     return usable, problems
 
 
-def _complaint(clip: Clip, frames: Frames, count: Count) -> str:
-    if count.error:
-        return f"{frames.folder}: {count.error}; correct '{clip.name}', data.root or data.layout"
+def _complaint(clip: Clip, found: Found) -> str:
+    if found.error:
+        return f"{found.error}; correct '{clip.name}', data.root or data.layout"
     return (
-        f"{clip.num_frames} frames listed, {count.num_frames} found: no "
-        f"{frames.path(count.num_frames)}; restore it, correct the list or raise data.frame_slack"
+        f"{clip.num_frames} frames listed, {found.num_frames} found: no {found.missing}; restore "
+        "it, correct the list or raise data.frame_slack"
     )

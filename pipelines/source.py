@@ -11,6 +11,7 @@ from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes
 from pipelines.folders import FrameList, Frames
 from pipelines.index import ClipIndex
+from pipelines.media import Media
 from pipelines.sampling import (
     BRANCHES,
     DEPTH_VIEW,
@@ -21,9 +22,6 @@ from pipelines.sampling import (
     sample_frames,
 )
 from pipelines.view import View, draw_view, eval_view
-
-Media = Frames | FrameList
-"""What the frames of a clip can be taken from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,4 +113,4 @@ class ClipSource:
         if self.config.boxed(modality):
             assert self.boxes is not None, "this depth encoding needs pipelines/depth_boxes.py"
             boxes = self.boxes[clip][frames]
-        return Stream(self.index.frames(clip, modality), frames, view, boxes)
+        return Stream(self.index.media[modality][clip], frames, view, boxes)

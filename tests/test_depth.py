@@ -205,7 +205,7 @@ def test_what_the_cache_holds_is_plain_data(config: DataConfig) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_bad_file_stops_the_computation_by_name(config: DataConfig, processes: int) -> None:
     index = write_set(config, depth_frames(2, 160, 120), depth_frames(2, 160, 120))
-    bad = index.frames(1, "depth").path(1)
+    bad = index.media["depth"][1].path(1)
     Image.fromarray(np.zeros((120, 160), np.uint8)).save(bad)
     with pytest.raises(ValueError, match=f"{bad.replace('+', '.')}: 8-bit"):
         depth_boxes(index, config, processes=processes)
@@ -213,6 +213,6 @@ def test_a_bad_file_stops_the_computation_by_name(config: DataConfig, processes:
 
 def test_frames_of_two_sizes_in_one_clip_are_an_error(config: DataConfig) -> None:
     index = write_set(config, depth_frames(2, 160, 120))
-    Image.fromarray(EMPTY).save(index.frames(0, "depth").path(1))
+    Image.fromarray(EMPTY).save(index.media["depth"][0].path(1))
     with pytest.raises(ValueError, match="64x48 pixels, the clip's other frames have 160x120"):
         depth_boxes(index, config)

@@ -76,7 +76,7 @@ def test_a_config_describes_a_layout_of_its_own(config: DataConfig, tmp_path: Pa
     touch(tmp_path, "video/wave/1", range(5, 8), "img_{}.png")
     write_list(tmp_path, "cam1_wave-1 3 0")
     index = scan(replace(config, rgb=files), "train")
-    assert index.frames(0, "rgb").path(0) == f"{tmp_path}/video/wave/1/img_5.png"
+    assert index.media["rgb"][0].path(0) == f"{tmp_path}/video/wave/1/img_5.png"
 
 
 def test_blanks_crlf_empty_lines_and_slashes_of_a_list_are_read(
@@ -89,7 +89,7 @@ def test_blanks_crlf_empty_lines_and_slashes_of_a_list_are_read(
     assert names(index) == [("a", 3, 0), ("b c", 4, 1), ("d", 5, 2)]
     assert [clip.line for clip in index.clips] == [1, 3, 5]
     assert len(index) == 3 and index.left_out == 0
-    assert index.frames(1, "rgb").path(2) == f"{tmp_path}/rgb/b c/000002.jpg"
+    assert index.media["rgb"][1].path(2) == f"{tmp_path}/rgb/b c/000002.jpg"
 
 
 def test_more_frames_than_listed_are_allowed_and_not_used(
@@ -242,7 +242,7 @@ def test_both_modalities_of_one_entry_have_their_own_names(
     index = scan(replace(config, layout=layout, modality="rgbd", frame_slack=3), "train")
     assert index.clips[0].num_frames == 8
     for modality, pattern in (("rgb", rgb), ("depth", depth)):
-        path = index.frames(0, modality).path(7)
+        path = index.media[modality][0].path(7)
         assert path == f"{tmp_path}/{pattern.format(first + 7)}" and os.path.exists(path)
 
 

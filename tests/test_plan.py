@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lists import TINY
 
-from pipelines.config import FrameFiles
+from pipelines.folders import Frames
 from pipelines.index import Clip, ClipIndex
 from pipelines.plan import eval_plan, train_plan
 from pipelines.sampling import stream_clips
@@ -16,8 +16,8 @@ from pipelines.source import ClipRequest, ClipSource
 
 def source(num_clips: int) -> ClipSource:
     clips = tuple(Clip(f"c{i}", 10, 0, line=i + 1) for i in range(num_clips))
-    files = {"rgb": FrameFiles("{name}/{frame}.jpg")}
-    index = ClipIndex(clips, "/nowhere", files, "list.txt", 0)
+    media = {"rgb": tuple(Frames(f"/nowhere/c{i}/{{frame}}.jpg", 0) for i in range(num_clips))}
+    index = ClipIndex(clips, "/nowhere", media, "list.txt", 0)
     return ClipSource(index, TINY, seed=5)
 
 

@@ -71,7 +71,7 @@ def evaluated(config, path: Path) -> tuple[list[str], torch.Tensor]:
 
 def _given(index, clip: int, modalities: tuple[str, ...]) -> str:
     """The clip as it is named on the command line."""
-    return ",".join(index.frames(clip, modality).folder for modality in modalities)
+    return ",".join(index.media[modality][clip].folder for modality in modalities)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from lists import TINY
 
-from pipelines.config import FrameFiles
 from pipelines.depth import DepthBoxes
+from pipelines.folders import Frames
 from pipelines.index import Clip, ClipIndex
 from pipelines.source import ClipRequest, ClipSource
 from pipelines.view import View
 
 CLIPS = tuple(Clip(f"c{i}_rgb", 10 + i, i % 3, line=2 * i + 1) for i in range(5))
-FILES = FrameFiles("Images/{name}/{frame:06d}.jpg", first=1, rename=(("_rgb$", ""),))
-INDEX = ClipIndex(CLIPS, "/nowhere", {"rgb": FILES}, "/nowhere/list.txt", left_out=0)
+MEDIA = tuple(Frames(f"/nowhere/Images/c{i}/{{frame:06d}}.jpg", first=1) for i in range(5))
+INDEX = ClipIndex(CLIPS, "/nowhere", {"rgb": MEDIA}, "/nowhere/list.txt", left_out=0)
 
 
 def as_tuple(request: ClipRequest) -> tuple:
@@ -80,7 +80,7 @@ def test_each_frame_brings_its_own_box() -> None:
     )
     boxes = DepthBoxes(centres, ((424, 512),) * 5, from_neighbour=0, from_centre=0)
     config = replace(TINY, modality="depth", depth_encoding="wrapped_jet")
-    index = replace(INDEX, files={"depth": FILES})
+    index = replace(INDEX, media={"depth": MEDIA})
     (stream,) = ClipSource(index, config, 0, boxes).train_request(0, 1).streams
     frames = [int(path[-10:-4]) - 1 for path in stream.paths]
     assert stream.boxes is not None

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+SOURCES = ("auto", "frames", "videos", "pack")
 LAYOUTS = ("generic", "ntu", "nvgesture", "isogd", "thu_read", "jester")
 MODALITIES = ("rgb", "depth", "rgbd")
 DEPTH_ENCODINGS = ("color", "wrapped_jet", "metric")
@@ -14,7 +15,8 @@ class FrameFiles:
     """Where one modality's frames of a clip are, below `data.root`."""
 
     pattern: str
-    """Such as `rgb/{name}/{frame:06d}.jpg`: `{name}` is the clip's name in the list."""
+    """Such as `rgb/{name}/{frame:06d}.jpg`: `{name}` is the clip's name in the list. Videos:
+    `rgb/{name}.avi`, or `rgb/{name}.*` for whichever container is there."""
 
     first: int = 0
     """Number of the first frame's file."""
@@ -45,6 +47,11 @@ class DataConfig:
     """With `rgbd`, one draw of rotation, crop and flip for both: what is at the same share of the
     two frames' width and height (with boxes, of RGB's frame and of depth's box) ends at the same
     pixel. False: the published draws, each its own. Evaluation views are fixed either way."""
+
+    source: str = "auto"
+    """What clips are read from: `frames` (a folder of images each), `videos` (a file each; frames
+    where a modality has no videos), `pack` (tar shards in `root`, pipelines/pack.py), or `auto`:
+    what is there."""
 
     layout: str = "generic"
     """One of generic, ntu, nvgesture, isogd, thu_read, jester: where frames are and how they are
@@ -156,7 +163,8 @@ class DataConfig:
 
     def _wrong_choices(self) -> Iterator[tuple[str, str]]:
         for key, choices in (
-            ("layout", LAYOUTS), ("modality", MODALITIES), ("depth_encoding", DEPTH_ENCODINGS),
+            ("source", SOURCES), ("layout", LAYOUTS), ("modality", MODALITIES),
+            ("depth_encoding", DEPTH_ENCODINGS),
         ):  # fmt: skip
             value = getattr(self, key)
             if value not in choices:

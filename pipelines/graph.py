@@ -19,8 +19,11 @@ from nvidia.dali.types import DALIDataType
 
 from pipelines import transforms
 from pipelines.config import DataConfig
+from pipelines.lz4_graph import lz4_frames
+from pipelines.media import Way
 from pipelines.source import ClipRequest, Stream
 from pipelines.verify import find_problem, suspects
+from pipelines.video_graph import video_frames
 
 Requests = Sequence[ClipRequest]
 Arrays = tuple[Any, ...]
@@ -30,38 +33,66 @@ Feed = Callable[[], Arrays]
 
 
 @pipeline_def
-def decode_graph(feed: Feed, config: DataConfig, modality: str) -> tuple[DataNode, ...]:
-    """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, and signatures: on the CPU."""
-    (path,) = fn.external_source(feed, num_outputs=1, dtype=DALIDataType.UINT8, ndim=1)
-    encoded = transforms.read(path)
-    return _decode(encoded, config.in_mm(modality), "cpu"), transforms.signature(encoded)
+def decode_graph(
+    feed: Feed, config: DataConfig, modality: str, way: Way
+) -> tuple[DataNode, ...]:
+    """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, and signatures: on the CPU. Of
+    videos, (T, h, w, 3)."""
+    given = fn.external_source(feed, num_outputs=len(LAYOUTS[way]), layout=LAYOUTS[way])
+    frames, signature = _frames(given, config, modality, way, "cpu")
+    return frames, signature
 
 
 @pipeline_def
 def view_graph(
-    feed: Feed, config: DataConfig, modality: str, device: str, dtype: DALIDataType
+    feed: Feed, config: DataConfig, modality: str, way: Way, device: str, dtype: DALIDataType
 ) -> tuple[DataNode, ...]:
-    """(size, size, 3) uint8 pixels, the same normalised in `dtype`, and signatures (on the CPU)."""
-    count = 4 + takes_turn_of_rgb(config, modality) + config.boxed(modality)
-    path, angle, corner, flip, *more = fn.external_source(feed, num_outputs=count)
+    """(size, size, 3) uint8 pixels, the same normalised in `dtype`, and signatures (on the CPU). Of
+    samples that are whole clips, T of each."""
+    count = 3 + takes_turn_of_rgb(config, modality) + config.boxed(modality)
+    layouts = [*LAYOUTS[way], *[""] * count]
+    given = fn.external_source(feed, num_outputs=len(layouts), layout=layouts)
+    frames, signature = _frames(given[:-count], config, modality, way, device)
+    angle, corner, flip, *more = given[-count:]
     box = more.pop() if config.boxed(modality) else None
-    encoded = transforms.read(path)
-    frames = _decode(encoded, config.in_mm(modality), device)
     frames = _colour(frames, box, config, modality)
     frames = transforms.rotate(frames, angle, *more)
     frames = transforms.resize(frames, *config.resize)
     pixels = _crop(frames, corner, flip, config)
-    return pixels, transforms.normalise(pixels, dtype), transforms.signature(encoded)
+    return pixels, transforms.normalise(pixels, dtype), signature
+
+
+LAYOUTS = {
+    Way.FILES: [""],
+    Way.IMAGES: [""],
+    Way.LZ4: ["", ""],
+    Way.VIDEO: ["", ""],
+    Way.RAW: ["FHWC"],
+}
+"""DALI layouts of the inputs that carry frames."""
+
+
+def _frames(
+    given: Sequence[DataNode], config: DataConfig, modality: str, way: Way, device: str
+) -> tuple[DataNode, DataNode]:
+    """Inputs -> decoded frames on `device`, and signatures of files or of nothing."""
+    nothing = transforms.no_signature()
+    if way is Way.RAW:
+        (frames,) = given
+        return frames.gpu() if device == "gpu" else frames, nothing
+    if way is Way.LZ4:
+        return lz4_frames(*given), nothing
+    if way is Way.VIDEO:
+        path, numbers = given
+        return video_frames(transforms.read(path), numbers, device), nothing
+    encoded = transforms.read(given[0]) if way is Way.FILES else given[0]
+    decode = transforms.decode_depth if config.in_mm(modality) else transforms.decode_color
+    return decode(encoded, device), transforms.signature(encoded)
 
 
 def takes_turn_of_rgb(config: DataConfig, modality: str) -> bool:
     """Whether its frames turn as RGB's do, whose size then counts (pipelines/view.py)."""
     return config.modality == "rgbd" and config.paired_view and modality == "depth"
-
-
-def _decode(encoded: DataNode, in_mm: bool, device: str) -> DataNode:
-    decode = transforms.decode_depth if in_mm else transforms.decode_color
-    return decode(encoded, device)
 
 
 def _colour(frames: DataNode, box: DataNode | None, config: DataConfig, modality: str) -> DataNode:
@@ -81,31 +112,43 @@ def _crop(frames: DataNode, corner: DataNode, flip: DataNode, config: DataConfig
     return transforms.resize(pixels, config.size, config.size)
 
 
-def decode_arrays(requests: Requests, config: DataConfig, modality: str) -> Arrays:
-    """The input of `decode_graph`: N = B * T paths."""
-    return (_paths(_streams(requests, config, modality)),)
-
-
-def view_arrays(requests: Requests, config: DataConfig, modality: str) -> Arrays:
-    """The inputs of `view_graph`: N = B * T paths, angles (N,), corners (N, 2), flips (N,), then
-    the sizes (N, 2) of frames whose turns are taken over and boxes (N, 4), where there are such. A
-    view is repeated for each of T frames."""
+def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:
+    """The inputs of `decode_graph`: one row per frame of the batch, N = B * T, or per clip."""
     streams = _streams(requests, config, modality)
-    num_frames = [len(s.frames) for s in streams]
+    if way is Way.FILES:
+        return (_paths(path for s in streams for path in s.paths),)
+    if way is Way.VIDEO:
+        return _paths(s.media.name for s in streams), [s.frames.astype(np.int32) for s in streams]
+    if way is Way.RAW:
+        return ([s.media.decode(s.frames) for s in streams],)
+    encoded = [data for s in streams for data in s.media.encoded(s.frames)]
+    if way is Way.IMAGES:
+        return (encoded,)
+    sizes = np.array([s.media.size()[::-1] for s in streams], np.int32)
+    return encoded, np.repeat(sizes, [len(s.frames) for s in streams], axis=0)
 
-    def per_frame(values: Sequence[Any], dtype: type) -> NDArray[Any]:
-        return np.repeat(np.array(values, dtype), num_frames, axis=0)
+
+def view_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:
+    """The inputs of `view_graph`: those of `decode_graph`, then angles (N,), corners (N, 2), flips
+    (N,), the sizes (N, 2) of frames whose turns are taken over and boxes (N, 4), where there are
+    such. The view of a clip is repeated for each of its frames where these are the samples."""
+    streams = _streams(requests, config, modality)
+    times = [1 if way.by_clip else len(s.frames) for s in streams]
+
+    def repeated(values: Sequence[Any], dtype: type) -> NDArray[Any]:
+        return np.repeat(np.array(values, dtype), times, axis=0)
 
     arrays = [
-        _paths(streams),
-        per_frame([s.view.angle for s in streams], np.float32),
-        per_frame([(s.view.left, s.view.top) for s in streams], np.int32),
-        per_frame([s.view.flip for s in streams], np.int32),
+        repeated([s.view.angle for s in streams], np.float32),
+        repeated([(s.view.left, s.view.top) for s in streams], np.int32),
+        repeated([s.view.flip for s in streams], np.int32),
     ]
     if takes_turn_of_rgb(config, modality):
-        arrays.append(per_frame([r.streams[0].media.size() for r in requests], np.float32))
+        arrays.append(repeated([r.streams[0].media.size() for r in requests], np.float32))
     boxes = [s.boxes for s in streams if s.boxes is not None]
-    return *arrays, *([np.concatenate(boxes).astype(np.int32)] if boxes else [])
+    if boxes:
+        arrays.append(np.concatenate(boxes).astype(np.int32))
+    return *decode_arrays(requests, config, modality, way), *arrays
 
 
 def _streams(requests: Requests, config: DataConfig, modality: str) -> list[Stream]:
@@ -113,16 +156,17 @@ def _streams(requests: Requests, config: DataConfig, modality: str) -> list[Stre
     return [request.streams[place] for request in requests]
 
 
-def _paths(streams: Sequence[Stream]) -> list[Any]:
-    return [np.frombuffer(os.fsencode(path), np.uint8) for s in streams for path in s.paths]
+def _paths(paths: Iterable[str]) -> list[Any]:
+    return [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
 
 
 def run(
     graph: Callable[..., Pipeline],
-    arrays: Callable[[Requests, DataConfig, str], Arrays],
+    arrays: Callable[[Requests, DataConfig, str, Way], Arrays],
     plan: Iterable[Requests],
     config: DataConfig,
     modality: str,
+    way: Way,
     stream: Callable[[], Any] = lambda: None,
 ) -> Iterator[tuple[Requests, Sequence[Any]]]:
     """Each batch of the plan with the graph's outputs (less the signatures), in order.
@@ -136,9 +180,9 @@ def run(
 
     def feed() -> Arrays:
         in_flight.append(next(batches))
-        return arrays(in_flight[-1], config, modality)
+        return arrays(in_flight[-1], config, modality, way)
 
-    pipeline = graph(feed, config=config, modality=modality)
+    pipeline = graph(feed, config=config, modality=modality, way=way)
     while True:
         try:
             results: tuple[Any, ...] = pipeline.run(stream())
@@ -151,7 +195,8 @@ def run(
             raise error
         requests = in_flight.popleft()
         *outputs, signatures = results
-        suspicious = suspects(signatures.as_array(), in_mm)
+        glance = signatures.as_array()
+        suspicious = suspects(glance, in_mm) if glance.size else []
         if found := find_problem(requests, place, in_mm, suspicious):
             raise found
         yield requests, outputs

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from pipelines.config import DataConfig
 from pipelines.layouts import modality_files
-from pipelines.media import Found, Media, find_media, wanted_modalities
+from pipelines.finding import Found, find_media, wanted_modalities
+from pipelines.media import Media
 
 MOST_SHOWN = 20
 """How many problems one error lists; the rest is a number."""

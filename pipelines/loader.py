@@ -19,7 +19,8 @@ from pipelines.geometry import colour_table, normalise, view_clip
 from pipelines.graph import Requests, decode_arrays, decode_graph, run, view_arrays, view_graph
 from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
-from pipelines.source import ClipRequest
+from pipelines.media import Way, way_of
+from pipelines.source import ClipRequest, Stream
 
 
 class Loader:
@@ -73,10 +74,11 @@ class Loader:
         )
         stream = partial(torch.cuda.current_stream, device_id)
         window = self.config.motion_window
+        shape = (self.config.size, self.config.size, 3)
         for requests, outputs in self._run(graph, view_arrays, plan, stream):
             pixels, clips = (
                 [
-                    torch.from_dlpack(part.as_tensor()).unflatten(0, (len(requests), -1))
+                    torch.from_dlpack(part.as_tensor()).view(len(requests), -1, *shape)
                     for part in parts
                 ]
                 for parts in zip(*outputs, strict=True)
@@ -90,25 +92,39 @@ class Loader:
         memory = Recycler()
         with ThreadPoolExecutor(self.threads) as pool:
             for requests, outputs in self._run(graph, decode_arrays, plan):
-                yield self._cpu_batch(requests, [part for (part,) in outputs], memory, pool)
+                decoded = [part[0] if part else None for part in outputs]
+                yield self._cpu_batch(requests, decoded, memory, pool)
 
     def _run(
         self, graph: Any, arrays: Any, plan: Iterable[Requests], *stream: Any
     ) -> Iterator[tuple[Requests, list[Sequence[Any]]]]:
-        """Each batch of the plan with the outputs of every modality's graph."""
-        modalities = self.config.modalities
-        plans = itertools.tee(plan, len(modalities))
-        runs = [
-            run(graph, arrays, own_plan, self.config, modality, *stream)
-            for own_plan, modality in zip(plans, modalities, strict=True)
-        ]
+        """Each batch of the plan with the outputs of every modality's graph; on the CPU none where
+        frames are decoded clip by clip."""
+        plan = iter(plan)
+        first = next(plan, None)
+        if first is None:
+            return
+        modalities, device = self.config.modalities, "cpu"
+        if self.device.type == "cuda":
+            device = "gpu"
+        plans = itertools.tee(itertools.chain([first], plan), len(modalities))
+        runs: list[Iterator[tuple[Requests, Sequence[Any]]]] = []
+        for modality, stream_of, own_plan in zip(
+            modalities, first[0].streams, plans, strict=True
+        ):
+            way = way_of(stream_of.media, device)
+            if way is Way.RAW and device == "cpu":
+                runs.append((requests, ()) for requests in own_plan)
+            else:
+                runs.append(run(graph, arrays, own_plan, self.config, modality, way, *stream))
         for results in zip(*runs, strict=True):
             yield results[0][0], [outputs for _, outputs in results]
 
     def _cpu_batch(
         self, requests: Requests, decoded: Sequence[Any], memory: Recycler, pool: Executor
     ) -> Batch:
-        """B * T decoded frames of each modality, clip after clip -> the batch."""
+        """B * T decoded frames of each modality, clip after clip, or B videos of T frames, or None
+        where a clip's frames are still to be decoded -> the batch."""
         config = self.config
         shape = (len(requests), config.num_frames, config.size, config.size)
         num_maps = len(decoded) if config.motion_window else 0
@@ -117,8 +133,10 @@ class Loader:
         maps = [memory.empty(shape, torch.float32) for _ in range(num_maps)]
 
         def make_clip(i: int) -> None:
-            places = range(i * config.num_frames, (i + 1) * config.num_frames)
-            frames = [[np.asarray(part[place]) for place in places] for part in decoded]
+            frames = [
+                _clip_frames(part, i, stream)
+                for part, stream in zip(decoded, requests[i].streams, strict=True)
+            ]
             self._view(requests[i], frames, [part[i].numpy() for part in pixels])
             for seen, clip in zip(pixels, clips, strict=True):
                 normalise(seen[i].numpy(), out=clip[i].numpy())
@@ -158,3 +176,13 @@ class Loader:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
+
+
+def _clip_frames(decoded: Any, i: int, stream: Stream) -> Sequence[Any]:
+    """T frames (h, w, C) of the batch's clip i, whichever way they come."""
+    if decoded is None:
+        return stream.media.decode(stream.frames)
+    if decoded.layout() == "FHWC":
+        return np.asarray(decoded[i])
+    places = range(i * len(stream.frames), (i + 1) * len(stream.frames))
+    return [np.asarray(decoded[place]) for place in places]

@@ -1,50 +1,109 @@
-"""What the frames of a clip are taken from, and finding it for the clips of a list."""
+"""What the frames of a clip are taken from: files, a video, a clip of a pack. And which of the ways
+of decoding fits it on a device. Finding media for a list is pipelines/finding.py."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
-from pipelines.cache import open_cache
-from pipelines.config import DataConfig
-from pipelines.folders import FrameList, Frames, count_frames
-from pipelines.layouts import clip_frames, modality_files
+import numpy as np
+from numpy.typing import NDArray
 
-Media = Frames | FrameList
+from pipelines.folders import FrameList, Frames
+from pipelines.pack_format import LZ4, VIDEO
+from pipelines.pack_reader import Pack
+from pipelines.video import VideoInfo, decode_frames
+
+
+class Way(Enum):
+    """How frames get from a disk into a graph (pipelines/graph.py)."""
+
+    FILES = "paths of images, read and decoded by DALI"
+    IMAGES = "bytes of images, decoded by DALI"
+    LZ4 = "bytes of LZ4 blocks, decompressed by DALI on the GPU"
+    VIDEO = "path of a video, decoded by DALI"
+    RAW = "frames, decoded here: by FFmpeg, by LZ4, or long ago"
+
+    @property
+    def by_clip(self) -> bool:
+        """Whether a sample is a whole clip (T, h, w, C) rather than one of its frames."""
+        return self in (Way.VIDEO, Way.RAW)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One modality of a clip on disk."""
+class VideoFile:
+    """A video on disk."""
 
-    media: Media
-    num_frames: int
-    """Frames from the first one on without a hole."""
+    path: str
+    info: VideoInfo
+    by_dali: bool
+    """Whether DALI decodes all videos of the list on the run's device: one way for all."""
 
-    missing: str
-    """The first frame that is not there."""
+    @property
+    def name(self) -> str:
+        """What tells these frames from any others on this disk."""
+        return self.path
 
-    error: str | None = None
-    """Where there should be something, and why there is nothing."""
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        return self.info.width, self.info.height
 
+    def changed_ns(self) -> int:
+        """When the file was last written or replaced."""
+        return os.stat(self.path).st_mtime_ns
 
-def find_media(
-    config: DataConfig, root: str, names: Sequence[str], log: Callable[[str], None]
-) -> dict[tuple[str, str], Found]:
-    """What there is of each clip and modality, by (name, modality)."""
-    files = modality_files(config)
-    frames = {
-        (name, modality): clip_frames(root, files[modality], name)
-        for name in names
-        for modality in wanted_modalities(config)
-    }
-    counts = count_frames(list(frames.values()), root, open_cache(config, "frames", log))
-    found = {}
-    for key, media in frames.items():
-        count = counts[media]
-        error = f"{media.folder}: {count.error}" if count.error else None
-        found[key] = Found(media, count.num_frames, media.path(count.num_frames), error)
-    return found
+    def decode(self, frames: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        """(T,) frame numbers -> (T, h, w, 3) uint8. Raises ValueError naming file and frame."""
+        return decode_frames(self.path, self.info, frames)
 
 
-def wanted_modalities(config: DataConfig) -> Sequence[str]:
-    """A modality that is not used matters only where a clip may be cut to the frames both have."""
-    return list(modality_files(config)) if config.frame_slack else config.modalities
+@dataclass(frozen=True, eq=False)
+class PackedFrames:
+    """One modality of a clip in a pack."""
+
+    pack: Pack
+    clip: str
+    modality: str
+
+    @property
+    def name(self) -> str:
+        """What tells these frames from any others on this disk."""
+        return f"{self.pack.shard_of(self.clip)}: {self.clip} {self.modality}"
+
+    @property
+    def encoding(self) -> str:
+        """One of pipelines/pack_format.py."""
+        return self.pack.info(self.clip, self.modality).encoding
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        info = self.pack.info(self.clip, self.modality)
+        return info.width, info.height
+
+    def changed_ns(self) -> int:
+        """When the clip's shard was last written or replaced."""
+        return os.stat(self.pack.shard_of(self.clip)).st_mtime_ns
+
+    def encoded(self, frames: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """(T,) frame numbers -> their bytes. Raises ValueError naming shard, clip and frame."""
+        return self.pack.encoded(self.clip, self.modality, frames)
+
+    def decode(self, frames: NDArray[np.int64]) -> NDArray[Any]:
+        """(T,) frame numbers -> (T, h, w, 1) uint16 mm. Raises as `encoded`."""
+        return self.pack.depth_frames(self.clip, frames)[..., None]
+
+
+Media = Frames | FrameList | VideoFile | PackedFrames
+
+
+def way_of(media: Media, device: str) -> Way:
+    """How these frames, and all others of their list, are decoded on "cpu" or "gpu"."""
+    if isinstance(media, (Frames, FrameList)):
+        return Way.FILES
+    if isinstance(media, VideoFile):
+        return Way.VIDEO if media.by_dali else Way.RAW
+    if media.encoding == LZ4:
+        return Way.LZ4 if device == "gpu" else Way.RAW
+    assert media.encoding != VIDEO, "refused when the list was read"
+    return Way.IMAGES

@@ -26,6 +26,11 @@ def signature(encoded: DataNode) -> DataNode:
     return fn.cat(encoded[:HEADER], encoded[-TRAILER:])
 
 
+def no_signature() -> DataNode:
+    """(0,) of samples that were found sound before."""
+    return fn.constant(idata=[], shape=[0], dtype=DALIDataType.UINT8)
+
+
 def decode_color(encoded: DataNode, device: str) -> DataNode:
     """Any image -> (h, w, 3) uint8 RGB as it is stored, on `device`."""
     return fn.decoders.image(
@@ -85,7 +90,7 @@ def rotate(frames: DataNode, angle: DataNode, turned_as: DataNode | None = None)
     (pipelines/view.py).
     """
     shape = frames.shape(dtype=DALIDataType.FLOAT)
-    size = fn.stack(shape[1], shape[0])
+    size = fn.stack(shape[-2], shape[-3])  # of (h, w, C) and of (T, h, w, C)
     if turned_as is None:
         matrix = fn.transforms.rotation(angle=angle, center=size / 2 + 0.5)
     else:

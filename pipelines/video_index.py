@@ -1,0 +1,284 @@
+"""What a video file truly holds, by decoding all of it once, and remembered. Keeps no pixels."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from tqdm import tqdm
+
+from pipelines.cache import JsonLines
+from pipelines.video import RESTORE, Packet, VideoInfo, open_video, pictures, pictures_from, to_rgb
+
+SEEK_SPACING = 12
+"""Fewest frames between two seek points: each is tried out, which costs some frames of decoding."""
+RATE_TOLERANCE = 0.1
+"""Of the mean step: containers round times, to milliseconds in .webm."""
+VERSION = 1
+"""Of VideoInfo's meaning: results of another one are computed anew."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found out about one file: either of the two is None."""
+
+    info: VideoInfo | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What decoding a file from end to end showed."""
+
+    packets: list[Packet]
+    places: list[int]
+    """Of each picture, in display order: the place of its packet."""
+
+    times: list[int | None]
+    """When each picture is shown; in AVI, by its packet's place."""
+
+    keys: dict[int, int]
+    """Checksums of pictures at which decoding might start, by frame number."""
+
+    first: VideoFrame
+    interlaced: bool
+
+
+def probe(path: str) -> VideoInfo:
+    """Decodes the whole file strictly, once (and some frames after key frames twice).
+
+    Raises ValueError naming the file and, where known, frame and byte if any of it is damaged or
+    missing. Wrong bits that still make pictures go unnoticed: only checksums find those.
+    """
+    _check_length(path)
+    with open_video(path, path) as (container, stream):
+        seen = _look_through(container, stream, path)
+        first = seen.first
+        turns = _quarter_turns(first)
+        width, height = first.width, first.height
+        return VideoInfo(
+            num_frames=len(seen.places),
+            width=height if turns % 2 else width,
+            height=width if turns % 2 else height,
+            codec=stream.codec_context.codec.canonical_name,
+            pixel_format=first.format.name,
+            quarter_turns=turns,
+            variable_rate=_is_variable(seen.times),
+            in_order=_in_order(seen, container.format.name == "avi"),
+            interlaced=seen.interlaced,
+            seek_points=_seek_points(container, stream, seen, path),
+        )
+
+
+def probe_videos(
+    paths: Sequence[str], root: str, cache: JsonLines, workers: int | None = None
+) -> dict[str, Probe]:
+    """Probes each file, unless it has the size and the time of change that the cache knows.
+
+    `workers` threads (as many as there are processors) share the decoding, which needs no lock of
+    the interpreter. A file that cannot be used is an entry with an error, not an exception.
+    """
+    found: dict[str, Probe] = {}
+    unique = list(dict.fromkeys(paths))
+    keys = [os.path.relpath(path, root) for path in unique]
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        jobs = pool.map(_probe, unique, map(cache.get, keys))
+        bar = tqdm(jobs, "verifying videos", len(keys), unit="video", delay=1, disable=None)
+        for path, key, (result, entry) in zip(unique, keys, bar, strict=True):
+            found[path] = result
+            if entry is not None and cache.get(key) != entry:
+                cache.put(key, entry)
+    return found
+
+
+def _probe(path: str, known: Any) -> tuple[Probe, list[Any] | None]:
+    """The result, and what the cache is to keep of it; errors are looked at again each time."""
+    try:
+        # Before decoding: a change during it shows as another time of change the next time.
+        status = os.stat(path)
+    except OSError as error:
+        return Probe(None, f"{path}: {error.strerror}; {RESTORE}"), None
+    state = [VERSION, status.st_size, status.st_mtime_ns]
+    if known and known[: len(state)] == state:
+        return Probe(_restored(known[-1])), None
+    try:
+        info = probe(path)
+    except ValueError as error:
+        return Probe(None, str(error)), None
+    return Probe(info), [*state, _plain(info)]
+
+
+def _plain(info: VideoInfo) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return {**asdict(info), "seek_points": [list(point) for point in info.seek_points]}
+
+
+def _restored(plain: dict[str, Any]) -> VideoInfo:
+    points = tuple((frame, time) for frame, time in plain["seek_points"])
+    return VideoInfo(**{**plain, "seek_points": points})
+
+
+def _look_through(container: InputContainer, stream: VideoStream, path: str) -> _Seen:
+    """Decodes everything. Raises ValueError if nothing is there or frames differ in size."""
+    packets: list[Packet] = []
+    places: list[int] = []
+    times: list[int | None] = []
+    keys: dict[int, int] = {}
+    first: VideoFrame | None = None
+    is_avi = container.format.name == "avi"
+    interlaced, last_key = False, 0
+    for number, picture in enumerate(pictures(container, stream, path, packets)):
+        first = first or picture
+        size, expected = (picture.width, picture.height), (first.width, first.height)
+        if size != expected:
+            raise ValueError(f"{path}: frame {number} is {size}, those before {expected}; convert")
+        if picture.is_corrupt:
+            raise ValueError(f"{path}: frame {number} is damaged; {RESTORE}")
+        place = picture.opaque
+        assert isinstance(place, int), "every decoder hands its packet's number on"
+        places.append(place)
+        # AVI notes no time of display: FFmpeg infers one, not always evenly.
+        times.append(packets[number].dts if is_avi else picture.pts)
+        interlaced |= bool(picture.interlaced_frame)
+        is_key = picture.key_frame and packets[place].is_key
+        if is_key and number - last_key >= SEEK_SPACING:
+            last_key, keys[number] = number, _checksum(picture)
+    if first is None:
+        raise ValueError(f"{path}: holds no frames; {RESTORE}")
+    return _Seen(packets, places, times, keys, first, interlaced)
+
+
+def _checksum(picture: VideoFrame) -> int:
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    to_rgb(picture, VideoReformatter(), 0, pixels)
+    return zlib.crc32(pixels.data)
+
+
+def _seek_points(
+    container: InputContainer, stream: VideoStream, seen: _Seen, path: str
+) -> tuple[tuple[int, int], ...]:
+    """The key frames from which decoding, tried out, starts with the same picture.
+
+    Containers call frames keys that are none, keep no index or a wrong one: where any of that
+    shows, the frame is left out, and decoding starts further ahead.
+    """
+    points = []
+    for number, checksum in seen.keys.items():
+        packet = seen.packets[seen.places[number]]
+        # MP4 is searched by the time of display, AVI by that of decoding.
+        for time in dict.fromkeys((packet.pts, packet.dts)):
+            point = (number, time or 0)
+            if time is not None and _leads_to(container, stream, point, checksum, path):
+                points.append(point)
+                break
+    return tuple(points)
+
+
+def _leads_to(
+    container: InputContainer,
+    stream: VideoStream,
+    point: tuple[int, int],
+    checksum: int,
+    path: str,
+) -> bool:
+    try:
+        found = next(pictures_from(container, stream, point, path), None)
+    except (ValueError, OSError):  # no way to there, or none from there
+        return False
+    return found is not None and _checksum(found[1]) == checksum
+
+
+def _in_order(seen: _Seen, is_avi: bool) -> bool:
+    """Whether the packets' times alone tell which frame is which."""
+    times = [packet.dts if packet.pts is None else packet.pts for packet in seen.packets]
+    known = [time for time in times if time is not None and time >= 0]
+    if len(set(known)) != len(times) or len(times) != len(seen.places):
+        return False
+    in_time = sorted(range(len(times)), key=lambda place: known[place])
+    # AVI counts packets; the times that we see of reordered frames are FFmpeg's inference, which
+    # DALI, opening files without a first look inside, does without.
+    reordered = seen.places != list(range(len(times)))
+    return in_time == seen.places and not (reordered and is_avi)
+
+
+def _is_variable(times: Sequence[int | None]) -> bool:
+    known = [time for time in times if time is not None]
+    steps = np.diff(known)
+    if len(known) < len(times) or len(steps) < 2:
+        return False
+    return bool(np.ptp(steps) > max(1, RATE_TOLERANCE * steps.mean()))
+
+
+def _quarter_turns(picture: VideoFrame) -> int:
+    """Counter-clockwise; what is no multiple of 90 degrees is ignored, as OpenCV does."""
+    return picture.rotation // 90 % 4 if picture.rotation % 90 == 0 else 0
+
+
+def _check_length(path: str) -> None:
+    """Raises ValueError if the file is missing, empty or shorter than its header says.
+
+    FFmpeg takes the end of a .webm cut between frames, and of an .avi, for the end of the video.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            promised = _promised_size(file, size)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; {RESTORE}") from None
+    if not size:
+        raise ValueError(f"{path}: the file is empty; {RESTORE}")
+    if promised > size:
+        raise ValueError(f"{path}: cut short at byte {size} of {promised}; {RESTORE}")
+
+
+def _promised_size(file: BinaryIO, size: int) -> int:
+    """Where the last outermost part of an AVI, MP4 or Matroska file ends; 0 if it does not say."""
+    head = file.read(12)
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return _matroska_end(file)
+    is_avi, is_mp4 = head[:4] == b"RIFF" and head[8:] == b"AVI ", head[4:8] == b"ftyp"
+    end = 0
+    while (is_avi or is_mp4) and end < size:
+        file.seek(end)
+        head = file.read(16)
+        if is_avi:
+            length = int.from_bytes(head[4:8], "little")
+            # A recorder that was stopped leaves 0 or the largest number; then anything may follow.
+            if head[:4] != b"RIFF" or length in (0, 2**32 - 1):
+                break
+            end += 8 + length
+            # Chunks are padded to even lengths, except, often, the last.
+            end += length % 2 if end < size else 0
+        else:
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            if length == 0:  # to the end of the file
+                return size
+            end += max(length, 8)
+    return end
+
+
+def _matroska_end(file: BinaryIO) -> int:
+    """The end of the segment; 0 where a live recording left it open."""
+    end = 4
+    for identifier in (b"", b"\x18\x53\x80\x67"):
+        file.seek(end)
+        if file.read(len(identifier)) != identifier:
+            return 0
+        head = file.read(8)
+        width = 9 - (head[0].bit_length() if head else 0)
+        if width > 8:
+            return 0
+        number = int.from_bytes(head[:width], "big") & ~(1 << 7 * width)
+        if number == (1 << 7 * width) - 1:
+            return 0
+        end += len(identifier) + width + number
+    return end

@@ -1,0 +1,136 @@
+"""Small real video files whose frames carry their number as a picture: what was decoded can be read
+back through a lossy codec."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 160, 144
+"""The least that NVDEC takes of HEVC is 144 x 144."""
+BITS = 8
+
+KINDS: dict[str, tuple[str, dict]] = {
+    "h264": ("mp4", {"codec": "libx264", "options": {"bf": "3", "g": "12"}}),
+    "h264_open_gop": ("mp4", {
+        "codec": "libx264",
+        "options": {"bf": "3", "g": "14", "x264-params": "open-gop=1:scenecut=0"},
+    }),
+    "h264_long_gop": ("mp4", {"codec": "libx264", "options": {"bf": "2", "g": "250"}}),
+    "h264_refresh": ("mp4", {
+        "codec": "libx264", "options": {"bf": "0", "g": "10", "x264-params": "intra-refresh=1"},
+    }),
+    "h264_10bit": ("mp4", {"codec": "libx264", "pix_fmt": "yuv420p10le", "options": {"g": "12"}}),
+    "h264_odd": ("mp4", {"codec": "libx264", "pix_fmt": "yuv444p", "size": (163, 145)}),
+    "h264_uneven": ("mp4", {"codec": "libx264", "size": (166, 146), "options": {"g": "12"}}),
+    "h264_avi": ("avi", {"codec": "libx264", "options": {"bf": "0", "g": "12"}}),
+    "h264_avi_bframes": ("avi", {"codec": "libx264", "options": {"bf": "3", "g": "12"}}),
+    "h264_mkv": ("mkv", {"codec": "libx264", "options": {"bf": "3", "g": "12"}}),
+    "hevc": ("mp4", {"codec": "libx265", "options": {"x265-params": "keyint=12:log-level=none"}}),
+    "hevc_10bit": ("mp4", {
+        "codec": "libx265", "pix_fmt": "yuv420p10le",
+        "options": {"x265-params": "keyint=12:log-level=none"},
+    }),
+    "mpeg4": ("avi", {"codec": "mpeg4", "options": {"g": "12", "b": "2M"}}),
+    "mpeg4_bframes": ("avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "12", "b": "2M"}}),
+    "mpeg4_odd": ("avi", {"codec": "mpeg4", "size": (163, 145), "options": {"b": "2M"}}),
+    "mjpeg": ("avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "options": {"qmax": "4"}}),
+    "mjpeg_422_odd": ("avi", {
+        "codec": "mjpeg", "pix_fmt": "yuvj422p", "size": (163, 145), "options": {"qmax": "4"},
+    }),
+    "vp8": ("webm", {"codec": "libvpx", "options": {
+        "auto-alt-ref": "1", "lag-in-frames": "10", "arnr-maxframes": "5", "g": "12", "b": "1M",
+    }}),
+    "vp8_plain": ("webm", {"codec": "libvpx", "options": {
+        "auto-alt-ref": "0", "lag-in-frames": "0", "g": "12", "b": "1M",
+    }}),
+    "vp9": ("webm", {"codec": "libvpx-vp9", "options": {
+        "auto-alt-ref": "1", "lag-in-frames": "10", "g": "12", "b": "1M", "cpu-used": "4",
+    }}),
+    "vp9_odd": ("webm", {"codec": "libvpx-vp9", "size": (163, 145), "options": {"b": "1M"}}),
+    "vp9_10bit": ("webm", {
+        "codec": "libvpx-vp9", "pix_fmt": "yuv420p10le", "options": {"g": "12", "b": "1M"},
+    }),
+    "av1": ("mp4", {"codec": "libsvtav1", "options": {"preset": "10", "g": "12", "crf": "25"}}),
+    "av1_odd": ("mkv", {"codec": "libsvtav1", "size": (164, 146), "options": {"preset": "10"}}),
+}  # fmt: skip
+"""Containers and encoder settings of the formats that data sets come in."""
+
+
+def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
+    """(h, w, 3): the number's bits as bright and dark blocks above a drifting colour gradient."""
+    frame = np.empty((height, width, 3), np.uint8)
+    x, y = np.arange(width) / width, np.arange(height)[:, None] / height
+    phase = 2 * np.pi * (x + 0.5 * y + number / 40)
+    for channel in range(3):
+        frame[..., channel] = np.rint(128 + 80 * np.sin(phase + 2 * np.pi * channel / 3))
+    for bit, (top, left, bottom, right) in enumerate(_blocks(width, height)):
+        frame[top:bottom, left:right] = 215 if number >> bit & 1 else 40
+    return frame
+
+
+def number_of(frame: NDArray[np.uint8]) -> int:
+    """The number that `picture` drew, from a decoded (h, w, 3) frame."""
+    height, width = frame.shape[:2]
+    means = [
+        frame[top + 5 : bottom - 5, left + 5 : right - 5].mean()
+        for top, left, bottom, right in _blocks(width, height)
+    ]
+    return sum((mean > 128) << bit for bit, mean in enumerate(means))
+
+
+def _blocks(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Top, left, bottom and right of each bit: two rows of four in the upper half."""
+    across, down = width // 4, height // 4
+    places = [(bit // 4 * down, bit % 4 * across) for bit in range(BITS)]
+    return [(top, left, top + down, left + across) for top, left in places]
+
+
+def write_video(
+    path: Path,
+    num_frames: int = 30,
+    codec: str = "libx264",
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    frames: Sequence[NDArray[np.uint8]] | None = None,
+    audio: bool = False,
+) -> Path:
+    """Numbered pictures (or `frames`) as a video; `times` in 1/30 s, else 0, 1, 2, ..."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30, options=options or {})
+        stream.width, stream.height = size
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base = Fraction(1, 30)
+        sound = container.add_stream("libmp3lame", rate=16000) if audio else None
+        for number in range(num_frames):
+            pixels = picture(number, *size) if frames is None else frames[number]
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts = number if times is None else times[number]
+            frame.time_base = Fraction(1, 30)
+            container.mux(stream.encode(frame))
+            if sound is not None:
+                container.mux(sound.encode(_silence(number)))
+        container.mux(stream.encode())
+        if sound is not None:
+            container.mux(sound.encode())
+    return path
+
+
+def write_kind(folder: Path, kind: str, num_frames: int = 30) -> Path:
+    """A video of one of the KINDS."""
+    suffix, settings = KINDS[kind]
+    return write_video(folder / f"{kind}.{suffix}", num_frames, **settings)
+
+
+def _silence(number: int) -> av.AudioFrame:
+    frame = av.AudioFrame(format="s16p", layout="mono", samples=533)
+    frame.sample_rate, frame.pts, frame.time_base = 16000, number * 533, Fraction(1, 16000)
+    for plane in frame.planes:
+        plane.update(bytes(plane.buffer_size))
+    return frame

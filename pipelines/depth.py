@@ -2,6 +2,7 @@
 whole data sets are pipelines/depth_boxes.py."""
 
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -20,13 +21,16 @@ R, G, B, and so its networks know it: wrapped 0 is (128, 0, 0), a dark red."""
 JET.setflags(write=False)
 
 
-def read_depth(path: str) -> NDArray[np.uint16]:
+def read_depth(file: str | BinaryIO, name: str = "") -> NDArray[np.uint16]:
     """(H, W) millimetres of a 16-bit PNG, 0 where nothing was measured.
+
+    `name` is what messages call a file without a path.
 
     Raises ValueError for a damaged file or one of fewer bits.
     """
+    path = name or file
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.mode.startswith("I"):
                 return np.asarray(image).astype(np.uint16)
             bands = image.mode

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Protocol
+from io import BytesIO
 
 import cv2
 import numpy as np
@@ -16,16 +16,11 @@ from pipelines.cache import open_cache
 from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes, box_centre, read_depth, wrap
 from pipelines.index import ClipIndex
+from pipelines.media import Media, PackedFrames, VideoFile
+from pipelines.pack_format import LZ4
 
 FRAMES_PER_PROCESS = 4000
 """Some seconds of work: less does not pay for starting another process."""
-
-
-class Files(Protocol):
-    """The files of one clip."""
-
-    def path(self, number: int) -> str:
-        """File of the 0-based frame `number`."""
 
 
 Centres = tuple[list[int], list[int]]
@@ -63,15 +58,15 @@ def depth_boxes(
     return _fill_gaps([cache.get(key)[2:] for key in keys])
 
 
-def boxes_of(clips: Sequence[tuple[Files, int]], processes: int | None = None) -> DepthBoxes:
-    """The box of every frame of clips given as (files, number of frames); nothing is kept.
+def boxes_of(clips: Sequence[tuple[Media, int]], processes: int | None = None) -> DepthBoxes:
+    """The box of every frame of clips given as (media, number of frames); nothing is kept.
 
     Otherwise as `depth_boxes`.
     """
     return _fill_gaps(list(_compute(clips, processes)))
 
 
-def _compute(clips: Sequence[tuple[Files, int]], processes: int | None) -> Iterator[Centres]:
+def _compute(clips: Sequence[tuple[Media, int]], processes: int | None) -> Iterator[Centres]:
     if processes is None:
         paying = sum(num_frames for _, num_frames in clips) // FRAMES_PER_PROCESS
         processes = min(os.cpu_count() or 1, max(paying, 1))
@@ -88,13 +83,12 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)  # of a worker process: the pool already fills the cores
 
 
-def _clip_centres(clip: tuple[Files, int]) -> Centres:
+def _clip_centres(clip: tuple[Media, int]) -> Centres:
     frames, num_frames = clip
     size: tuple[int, ...] = ()
     centres: list[int] = []
     for number in range(num_frames):
-        path = frames.path(number)
-        depth_mm = read_depth(path)
+        path, depth_mm = _read(frames, number)
         if size and depth_mm.shape != size:
             raise ValueError(
                 f"{path}: {depth_mm.shape[1]}x{depth_mm.shape[0]} pixels, the clip's other frames "
@@ -103,6 +97,18 @@ def _clip_centres(clip: tuple[Files, int]) -> Centres:
         size = depth_mm.shape
         centres += box_centre(wrap(depth_mm)) or (-1, -1)
     return list(size), centres
+
+
+def _read(media: Media, number: int) -> tuple[str, NDArray[np.uint16]]:
+    """What to call the frame in messages, and its (H, W) millimetres."""
+    assert not isinstance(media, VideoFile), "no video holds 16-bit depth"
+    if not isinstance(media, PackedFrames):
+        path = media.path(number)
+        return path, read_depth(path)
+    name, frames = f"{media.name} frame {number}", np.array([number])
+    if media.encoding == LZ4:
+        return name, media.decode(frames)[0, ..., 0]
+    return name, read_depth(BytesIO(media.encoded(frames)[0].tobytes()), name)
 
 
 def _fill_gaps(clips: Sequence[Centres]) -> DepthBoxes:

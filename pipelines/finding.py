@@ -1,14 +1,26 @@
 """Where the media of a list's clips are, and how many frames they truly hold. Decodes for training
 nothing; videos are decoded once, to count their frames and to know that they are sound."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.cache import open_cache
 from pipelines.config import DataConfig
 from pipelines.folders import Frames, count_frames
-from pipelines.layouts import clip_frames, modality_files
-from pipelines.media import Media
+from pipelines.layouts import (
+    clip_frames,
+    clip_path,
+    is_video,
+    modality_files,
+    video_path,
+    video_patterns,
+)
+from pipelines.media import Media, PackedFrames, VideoFile
+from pipelines.pack_format import LZ4, VIDEO, TrackInfo
+from pipelines.pack_reader import Pack, find_shards
+from pipelines.video_index import probe_videos
 
 
 @dataclass(frozen=True)
@@ -20,27 +32,39 @@ class Found:
     """Frames from the first one on without a hole."""
 
     missing: str
-    """The first frame that is not there."""
+    """What is not there of a longer clip, and what to do, for messages."""
 
     error: str | None = None
     """Where there should be something, and why there is nothing."""
 
 
-Wanted = Mapping[tuple[str, str], Frames]
-"""By clip name and modality."""
+Key = tuple[str, str]
+"""Clip name and modality."""
+
+Log = Callable[[str], None]
 
 
-def find_media(
-    config: DataConfig, root: str, names: Sequence[str], log: Callable[[str], None]
-) -> dict[tuple[str, str], Found]:
-    """What there is of each clip and modality, by (name, modality)."""
+def find_media(config: DataConfig, root: str, names: Sequence[str], log: Log) -> dict[Key, Found]:
+    """What there is of each clip and modality.
+
+    Raises ValueError where the pack itself, or the config, is at fault.
+    """
+    source = choose_source(config, root, names)
+    if source == "pack":
+        return _packed(config, root, names)
     files = modality_files(config)
-    frames = {
-        (name, modality): clip_frames(root, files[modality], name)
-        for name in names
-        for modality in wanted_modalities(config)
-    }
-    return _folders(frames, config, root, log)
+    folders: dict[Key, Frames] = {}
+    videos: dict[Key, str] = {}
+    for modality in wanted_modalities(config):
+        patterns = video_patterns(config, modality) if source == "videos" else ()
+        for name in names:
+            if patterns and (path := video_path(root, files[modality], patterns, name)):
+                videos[name, modality] = path
+            elif is_video(files[modality]):
+                videos[name, modality] = clip_path(root, files[modality], name)
+            else:
+                folders[name, modality] = clip_frames(root, files[modality], name)
+    return {**_folders(folders, config, root, log), **_videos(videos, config, root, log)}
 
 
 def wanted_modalities(config: DataConfig) -> Sequence[str]:
@@ -48,13 +72,79 @@ def wanted_modalities(config: DataConfig) -> Sequence[str]:
     return list(modality_files(config)) if config.frame_slack else config.modalities
 
 
+def choose_source(config: DataConfig, root: str, names: Sequence[str]) -> str:
+    """`data.source`, or for `auto` what is there: a pack, else frames of the first clip, else
+    its video."""
+    if config.source != "auto":
+        return config.source
+    if find_shards(Path(root)):
+        return "pack"
+    modality = config.modalities[0]
+    files = modality_files(config)[modality]
+    if is_video(files):
+        return "videos"
+    there = os.path.isdir(clip_frames(root, files, names[0]).folder) if names else True
+    if there or not video_path(root, files, video_patterns(config, modality), names[0]):
+        return "frames"
+    return "videos"
+
+
 def _folders(
-    wanted: Wanted, config: DataConfig, root: str, log: Callable[[str], None]
-) -> dict[tuple[str, str], Found]:
+    wanted: Mapping[Key, Frames], config: DataConfig, root: str, log: Log
+) -> dict[Key, Found]:
     counts = count_frames(list(wanted.values()), root, open_cache(config, "frames", log))
     found = {}
     for key, media in wanted.items():
         count = counts[media]
         error = f"{media.folder}: {count.error}" if count.error else None
-        found[key] = Found(media, count.num_frames, media.path(count.num_frames), error)
+        missing = f"no {media.path(count.num_frames)}; restore it"
+        found[key] = Found(media, count.num_frames, missing, error)
     return found
+
+
+def _videos(wanted: Mapping[Key, str], config: DataConfig, root: str, log: Log) -> dict[Key, Found]:
+    if not wanted:
+        return {}
+    probes = probe_videos(list(wanted.values()), root, open_cache(config, "videos", log))
+    sound = [probe.info for probe in probes.values() if probe.info]
+    devices = {
+        "cpu": all(info.dali_cpu for info in sound),
+        "gpu": all(info.dali_gpu for info in sound),
+    }
+    able = frozenset(device for device, is_able in devices.items() if is_able)
+    found = {}
+    for key, path in wanted.items():
+        probe = probes[path]
+        if probe.info is None:
+            found[key] = Found(None, 0, "", probe.error)
+        else:
+            media = VideoFile(path, probe.info, able)
+            found[key] = Found(media, probe.info.num_frames, f"more in {path}; restore it")
+    return found
+
+
+def _packed(config: DataConfig, root: str, names: Sequence[str]) -> dict[Key, Found]:
+    pack = Pack.open(root)
+    pack.check_shards()
+    found: dict[Key, Found] = {}
+    for name in names:
+        for modality in wanted_modalities(config):
+            try:
+                info = pack.info(name, modality)
+            except ValueError as problem:
+                found[name, modality] = Found(None, 0, "", str(problem))
+                continue
+            media = PackedFrames(pack, name, modality)
+            missing = f"more in {pack.shard_of(name)}; write it anew"
+            error = _unusable(info, config.in_mm(modality), media.name)
+            found[name, modality] = Found(media, info.num_frames, missing, error)
+    return found
+
+
+def _unusable(info: TrackInfo, in_mm: bool, name: str) -> str | None:
+    """What keeps a packed track from being read as the config says."""
+    if info.encoding == VIDEO:
+        return f"{name}: is a video, which is read from files only; pack its frames"
+    if info.encoding == LZ4 and not in_mm:
+        return f"{name}: is 16-bit depth where an image is expected; set data.depth_encoding=metric"
+    return None

@@ -33,9 +33,7 @@ Feed = Callable[[], Arrays]
 
 
 @pipeline_def
-def decode_graph(
-    feed: Feed, config: DataConfig, modality: str, way: Way
-) -> tuple[DataNode, ...]:
+def decode_graph(feed: Feed, config: DataConfig, modality: str, way: Way) -> tuple[DataNode, ...]:
     """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, and signatures: on the CPU. Of
     videos, (T, h, w, 3)."""
     given = fn.external_source(feed, num_outputs=len(LAYOUTS[way]), layout=LAYOUTS[way])
@@ -59,7 +57,8 @@ def view_graph(
     frames = transforms.rotate(frames, angle, *more)
     frames = transforms.resize(frames, *config.resize)
     pixels = _crop(frames, corner, flip, config)
-    return pixels, transforms.normalise(pixels, dtype), signature
+    layout = "FHWC" if way.by_clip else "HWC"
+    return pixels, transforms.normalise(pixels, dtype, layout), signature
 
 
 LAYOUTS = {
@@ -120,8 +119,8 @@ def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Wa
     if way is Way.VIDEO:
         return _paths(s.media.name for s in streams), [s.frames.astype(np.int32) for s in streams]
     if way is Way.RAW:
-        return ([s.media.decode(s.frames) for s in streams],)
-    encoded = [data for s in streams for data in s.media.encoded(s.frames)]
+        return ([s.decode() for s in streams],)
+    encoded = [data for s in streams for data in s.encoded()]
     if way is Way.IMAGES:
         return (encoded,)
     sizes = np.array([s.media.size()[::-1] for s in streams], np.int32)

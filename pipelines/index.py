@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.config import DataConfig
-from pipelines.layouts import modality_files
 from pipelines.finding import Found, find_media, wanted_modalities
+from pipelines.layouts import modality_files
 from pipelines.media import Media
 
 MOST_SHOWN = 20
@@ -72,7 +72,10 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
             f"{path}: none of its {len(listed)} clips has data.min_frames={config.min_frames} "
             "frames; lower it or correct the list"
         )
-    media = {m: tuple(found[clip.name, m].media for clip in clips) for m in config.modalities}
+    media = {
+        m: tuple(media for clip in clips if (media := found[clip.name, m].media))
+        for m in config.modalities
+    }
     return ClipIndex(tuple(clips), root, media, path, len(listed) - len(clips))
 
 
@@ -145,6 +148,6 @@ def _complaint(clip: Clip, found: Found) -> str:
     if found.error:
         return f"{found.error}; correct '{clip.name}', data.root or data.layout"
     return (
-        f"{clip.num_frames} frames listed, {found.num_frames} found: no {found.missing}; restore "
-        "it, correct the list or raise data.frame_slack"
+        f"{clip.num_frames} frames listed, {found.num_frames} found: {found.missing}, "
+        "correct the list or raise data.frame_slack"
     )

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.folders import Frames
@@ -44,6 +45,15 @@ LAYOUT_FILES: dict[str, dict[str, FrameFiles]] = {
     },
 }
 
+# Where data sets have their videos as downloaded; as `<folder of frames>.*` all may have them.
+LAYOUT_VIDEOS: dict[str, dict[str, str]] = {
+    "ntu": {"rgb": "nturgb+d_rgb/{name}.*"},
+    "isogd": {"rgb": "{name}.*", "depth": "{name}.*"},
+}
+
+VIDEO_TYPES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
+"""What `.*` stands for, the first that is there."""
+
 
 def modality_files(config: DataConfig) -> dict[str, FrameFiles]:
     """The frames of each modality that the layout or the config offers.
@@ -67,17 +77,55 @@ def modality_files(config: DataConfig) -> dict[str, FrameFiles]:
 
 def clip_frames(root: str, files: FrameFiles, name: str) -> Frames:
     """The frame files of the clip that the list calls `name`."""
-    for expression, replacement in files.rename:
-        name = re.sub(expression, replacement, name)
+    name = _renamed(files, name)
     # Braces in the names of folders and clips must survive the later format call.
     root, name = (text.replace("{", "{{").replace("}", "}}") for text in (root, name))
     return Frames(os.path.join(root, files.pattern.replace("{name}", name)), files.first)
+
+
+def is_video(files: FrameFiles) -> bool:
+    """Whether the pattern is that of one file for the whole clip."""
+    return "{frame" not in files.pattern
+
+
+def video_patterns(config: DataConfig, modality: str) -> tuple[str, ...]:
+    """Where a clip's video of this modality may be."""
+    files = modality_files(config)[modality]
+    if is_video(files):
+        return (files.pattern,)
+    downloaded = LAYOUT_VIDEOS.get(config.layout, {}).get(modality)
+    beside = f"{os.path.dirname(files.pattern)}.*"
+    return (beside, downloaded) if downloaded else (beside,)
+
+
+def video_path(root: str, files: FrameFiles, patterns: Sequence[str], name: str) -> str | None:
+    """The first video there is of the clip that the list calls `name`."""
+    for pattern in patterns:
+        stem, any_type, _ = pattern.partition(".*")
+        path = os.path.join(root, stem.replace("{name}", _renamed(files, name)))
+        for ending in VIDEO_TYPES if any_type else ("",):
+            if os.path.exists(path + ending):
+                return path + ending
+    return None
+
+
+def clip_path(root: str, files: FrameFiles, name: str) -> str:
+    """Where the video of a clip should be."""
+    return os.path.join(root, files.pattern.replace("{name}", _renamed(files, name)))
+
+
+def _renamed(files: FrameFiles, name: str) -> str:
+    for expression, replacement in files.rename:
+        name = re.sub(expression, replacement, name)
+    return name
 
 
 def _check(files: FrameFiles, modality: str) -> None:
     key = f"data.{modality}"
     folder, file_name = os.path.split(files.pattern)
     try:
+        if is_video(files) and files.pattern.format(name="clip") != files.pattern:
+            return
         numbers = {file_name.format(name="clip", frame=frame) for frame in (1, 2)}
         folder.format(name="clip")
     except (KeyError, IndexError, ValueError):

@@ -17,9 +17,9 @@ from pipelines.batch import Batch, one_or_each
 from pipelines.config import DataConfig
 from pipelines.geometry import colour_table, normalise, view_clip
 from pipelines.graph import Requests, decode_arrays, decode_graph, run, view_arrays, view_graph
+from pipelines.media import Way, way_of
 from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
-from pipelines.media import Way, way_of
 from pipelines.source import ClipRequest, Stream
 
 
@@ -109,9 +109,7 @@ class Loader:
             device = "gpu"
         plans = itertools.tee(itertools.chain([first], plan), len(modalities))
         runs: list[Iterator[tuple[Requests, Sequence[Any]]]] = []
-        for modality, stream_of, own_plan in zip(
-            modalities, first[0].streams, plans, strict=True
-        ):
+        for modality, stream_of, own_plan in zip(modalities, first[0].streams, plans, strict=True):
             way = way_of(stream_of.media, device)
             if way is Way.RAW and device == "cpu":
                 runs.append((requests, ()) for requests in own_plan)
@@ -181,8 +179,8 @@ class Loader:
 def _clip_frames(decoded: Any, i: int, stream: Stream) -> Sequence[Any]:
     """T frames (h, w, C) of the batch's clip i, whichever way they come."""
     if decoded is None:
-        return stream.media.decode(stream.frames)
+        return list(stream.decode())
     if decoded.layout() == "FHWC":
-        return np.asarray(decoded[i])
+        return list(np.asarray(decoded[i]))
     places = range(i * len(stream.frames), (i + 1) * len(stream.frames))
     return [np.asarray(decoded[place]) for place in places]

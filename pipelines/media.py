@@ -2,7 +2,6 @@
 of decoding fits it on a device. Finding media for a list is pipelines/finding.py."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -37,8 +36,8 @@ class VideoFile:
 
     path: str
     info: VideoInfo
-    by_dali: bool
-    """Whether DALI decodes all videos of the list on the run's device: one way for all."""
+    dali_devices: frozenset[str]
+    """Where DALI decodes every video of the list: on the "cpu", on the "gpu"."""
 
     @property
     def name(self) -> str:
@@ -53,9 +52,9 @@ class VideoFile:
         """When the file was last written or replaced."""
         return os.stat(self.path).st_mtime_ns
 
-    def decode(self, frames: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+    def decode(self, frames: NDArray[np.int64]) -> NDArray[Any]:
         """(T,) frame numbers -> (T, h, w, 3) uint8. Raises ValueError naming file and frame."""
-        return decode_frames(self.path, self.info, frames)
+        return decode_frames(self.path, self.info, frames.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def way_of(media: Media, device: str) -> Way:
     if isinstance(media, (Frames, FrameList)):
         return Way.FILES
     if isinstance(media, VideoFile):
-        return Way.VIDEO if media.by_dali else Way.RAW
+        return Way.VIDEO if device in media.dali_devices else Way.RAW
     if media.encoding == LZ4:
         return Way.LZ4 if device == "gpu" else Way.RAW
     assert media.encoding != VIDEO, "refused when the list was read"

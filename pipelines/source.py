@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes
 from pipelines.folders import FrameList, Frames
 from pipelines.index import ClipIndex
-from pipelines.media import Media
+from pipelines.media import Media, PackedFrames, VideoFile
 from pipelines.sampling import (
     BRANCHES,
     DEPTH_VIEW,
@@ -41,6 +42,16 @@ class Stream:
         """The T files of a clip that has one per frame."""
         assert isinstance(self.media, (Frames, FrameList))
         return tuple(self.media.path(frame) for frame in self.frames.tolist())
+
+    def encoded(self) -> list[NDArray[np.uint8]]:
+        """The bytes of T frames of a pack. Raises ValueError naming shard, clip and frame."""
+        assert isinstance(self.media, PackedFrames)
+        return self.media.encoded(self.frames)
+
+    def decode(self) -> NDArray[Any]:
+        """(T, h, w, C) frames, without DALI. Raises ValueError naming file and frame."""
+        assert isinstance(self.media, (VideoFile, PackedFrames))
+        return self.media.decode(self.frames)
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,6 +124,8 @@ def crop_and_flip(frames: DataNode, corner: DataNode, side: int, flip: DataNode)
     return fn.flip(square, horizontal=flip)
 
 
-def normalise(pixels: DataNode, dtype: DALIDataType) -> DataNode:
+def normalise(pixels: DataNode, dtype: DALIDataType, layout: str) -> DataNode:
     """(v - 127.5) / 128 in FLOAT or FLOAT16: multiples of 1/256 below 1, exact in both."""
-    return fn.crop_mirror_normalize(pixels, mean=127.5, std=128.0, dtype=dtype, output_layout="HWC")
+    return fn.crop_mirror_normalize(
+        pixels, mean=127.5, std=128.0, dtype=dtype, output_layout=layout
+    )

@@ -19,6 +19,7 @@ from PIL import Image
 from pipelines import reference, transforms
 from pipelines.config import DataConfig
 from pipelines.graph import decode_arrays, decode_graph, run, view_arrays, view_graph
+from pipelines.media import Way
 from pipelines.source import ClipRequest
 
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
@@ -31,7 +32,7 @@ PIPELINE = {"batch_size": 16, "num_threads": 1, "prefetch_queue_depth": 2}
 def decode(plan: Iterable[list[ClipRequest]], config: DataConfig = TINY) -> list[list[np.ndarray]]:
     """The decoded frames of each batch."""
     graph = partial(decode_graph, device_id=None, **PIPELINE)
-    batches = run(graph, decode_arrays, plan, config, config.modality)
+    batches = run(graph, decode_arrays, plan, config, config.modality, Way.FILES)
     return [[np.asarray(frames[i]) for i in range(len(frames))] for _, (frames,) in batches]
 
 
@@ -46,7 +47,9 @@ def view(
                     device_id=0 if device == "gpu" else None, **PIPELINE)  # fmt: skip
     plan, seen = list(plan), []
     for modality in config.modalities:
-        batches = [outputs for _, outputs in run(graph, view_arrays, plan, config, modality)]
+        batches = [
+            outputs for _, outputs in run(graph, view_arrays, plan, config, modality, Way.FILES)
+        ]
         for part in zip(*batches, strict=True):
             seen.append(np.concatenate([b.as_cpu().as_array() for b in part]))
     return tuple(seen)
@@ -84,7 +87,7 @@ def test_batches_of_any_size_come_in_order_and_an_empty_plan_has_none(tmp_path: 
     paths = png_clip(tmp_path)
     plan = [[request(paths, index=i) for i in range(size)] for size in (2, 4, 1, 3)]
     graph = partial(decode_graph, device_id=None, **PIPELINE)
-    batches = run(graph, decode_arrays, iter(plan), TINY, "rgb")
+    batches = run(graph, decode_arrays, iter(plan), TINY, "rgb", Way.FILES)
     got = [(requests, len(f)) for requests, (f,) in batches]
     assert got == [(requests, 4 * len(requests)) for requests in plan]
     assert decode([]) == []

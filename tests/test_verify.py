@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.graph import decode_arrays, decode_graph, run
+from pipelines.media import Way
 from pipelines.verify import find_problem, problem, suspects
 
 METRIC = replace(TINY, modality="depth", depth_encoding="metric")
@@ -21,7 +22,7 @@ def load(paths: list[str], config: DataConfig = TINY) -> list[np.ndarray]:
     """Decoded frames, as training reads them."""
     graph = partial(decode_graph, device_id=None, batch_size=8, num_threads=1)
     plan = [[request(paths, index=4)]]
-    ((_, (frames,)),) = run(graph, decode_arrays, plan, config, config.modality)
+    ((_, (frames,)),) = run(graph, decode_arrays, plan, config, config.modality, Way.FILES)
     return [np.asarray(frames[i]) for i in range(len(frames))]
 
 
@@ -151,9 +152,11 @@ def test_dali_alone_takes_8_bit_for_16_without_a_word(tmp_path: Path) -> None:
     (path,) = write_clip(tmp_path, [np.full((48, 64), 7, np.uint8)], "{}.png")
 
     def feed():
-        return decode_arrays([request([path])], METRIC, "depth")
+        return decode_arrays([request([path])], METRIC, "depth", Way.FILES)
 
-    graph = decode_graph(feed, METRIC, "depth", device_id=None, batch_size=1, num_threads=1)
+    graph = decode_graph(
+        feed, METRIC, "depth", Way.FILES, device_id=None, batch_size=1, num_threads=1
+    )
     frames, _ = graph.run()
     assert (np.asarray(frames[0]) == 7 * 257).all()
     assert problem(path, millimetres=True) is not None

@@ -51,6 +51,10 @@ class Clips:
         plan = eval_plan(self.evaluation, size, self.ranks.rank, self.ranks.world_size)
         return self._loader(size).batches(plan)
 
+    def quarantined(self) -> tuple[str, ...]:
+        """Clips left out of either list for damage: `list:line: name: what is wrong`."""
+        return self.train.index.quarantined + self.evaluation.index.quarantined
+
     def counts(self) -> str:
         """How many clips of each list there are, and what was left out or mended."""
         lines = []
@@ -58,6 +62,8 @@ class Clips:
             line = f"{name}: {len(source)} clips of {source.index.list_path}"
             if source.index.left_out:
                 line += f", {source.index.left_out} left out (fewer than data.min_frames)"
+            if source.index.quarantined:
+                line += f", {len(source.index.quarantined)} quarantined (quarantine.txt)"
             if source.boxes is not None:
                 line += (
                     f"; depth frames without a contour: {source.boxes.from_neighbour} took the "

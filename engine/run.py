@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +21,7 @@ from engine.config import Config, as_dict, load
 from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
-    "data": {"workers", "prefetch", "cache_dir"},
+    "data": {"workers", "prefetch", "cache_dir", "max_bad"},
     "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir"},
 }
 """Keys that may differ when a run is resumed: they change no result."""
@@ -144,6 +145,14 @@ class RunDirectory:
         if is_best:
             checkpoint.save(self.best, state)
         checkpoint.save(self.last, state)
+
+    def write_quarantine(self, lines: Sequence[str]) -> None:
+        """quarantine.txt: the clips left out for damage, one a line; none, no file."""
+        path = self.path / "quarantine.txt"
+        if lines:
+            path.write_text("".join(f"{line}\n" for line in lines), errors="surrogateescape")
+        else:
+            path.unlink(missing_ok=True)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """result.json: the run's summary, written when it is complete."""

@@ -37,6 +37,8 @@ class Training:
         ranks.from_main(lambda: self.run.prepare(config))
         ranks.agree(lambda: check_batch(config, ranks))
         self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
+        if ranks.is_main:
+            self.run.write_quarantine(self.clips.quarantined())
         torch.manual_seed(config.train.seed)
         network = build_model(config.model.name, **model_options(config))
         if not self.run.last.exists():  # a resumed run takes all its weights from there

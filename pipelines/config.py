@@ -78,6 +78,14 @@ class DataConfig:
     """How many frames a folder may have fewer than listed; the clip then has
     min(rgb, depth, listed) frames."""
 
+    on_error: str = "stop"
+    """What a damaged or missing clip does: `stop` the run with its name, or `quarantine`: every
+    clip is decoded once before the run (remembered), and the bad ones are left out on all ranks
+    alike and named in the run's `quarantine.txt`."""
+
+    max_bad: float = 0.01
+    """Share of a list that may be quarantined: more stops the run."""
+
     num_frames: int = 64
     """T: frames per clip."""
 
@@ -146,9 +154,11 @@ class DataConfig:
                 yield key, f"is {getattr(self, key)}; it must be at least {least}"
         if not self.branch_frames or min(self.branch_frames) < 1:
             yield "branch_frames", "needs one positive number of frames per temporal branch"
-        for key in ("flip", "rotate"):
+        for key, what in (
+            ("flip", "probability"), ("rotate", "probability"), ("max_bad", "share"),
+        ):  # fmt: skip
             if not 0 <= getattr(self, key) <= 1:
-                yield key, f"is {getattr(self, key)}; a probability is between 0 and 1"
+                yield key, f"is {getattr(self, key)}; a {what} is between 0 and 1"
         if self.rotate and self.angle[0] >= self.angle[1]:
             yield "angle", f"is {list(self.angle)}; the first must be below the second"
         if self.motion_window and not 2 <= self.motion_window <= self.num_frames:
@@ -164,7 +174,7 @@ class DataConfig:
     def _wrong_choices(self) -> Iterator[tuple[str, str]]:
         for key, choices in (
             ("source", SOURCES), ("layout", LAYOUTS), ("modality", MODALITIES),
-            ("depth_encoding", DEPTH_ENCODINGS),
+            ("depth_encoding", DEPTH_ENCODINGS), ("on_error", ("stop", "quarantine")),
         ):  # fmt: skip
             value = getattr(self, key)
             if value not in choices:

@@ -17,7 +17,6 @@ from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes, box_centre, read_depth, wrap
 from pipelines.index import ClipIndex
 from pipelines.media import Media, PackedFrames, VideoFile
-from pipelines.pack_format import LZ4
 
 FRAMES_PER_PROCESS = 4000
 """Some seconds of work: less does not pay for starting another process."""
@@ -106,7 +105,7 @@ def _read(media: Media, number: int) -> tuple[str, NDArray[np.uint16]]:
         path = media.path(number)
         return path, read_depth(path)
     name, frames = f"{media.name} frame {number}", np.array([number])
-    if media.encoding == LZ4:
+    if media.is_lz4:
         return name, media.decode(frames)[0, ..., 0]
     return name, read_depth(BytesIO(media.encoded(frames)[0].tobytes()), name)
 

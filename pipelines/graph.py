@@ -19,10 +19,11 @@ from nvidia.dali.types import DALIDataType
 
 from pipelines import transforms
 from pipelines.config import DataConfig
+from pipelines.culprit import find_problem
 from pipelines.lz4_graph import lz4_frames
 from pipelines.media import Way
 from pipelines.source import ClipRequest, Stream
-from pipelines.verify import find_problem, suspects
+from pipelines.verify import suspects
 from pipelines.video_graph import video_frames
 
 Requests = Sequence[ClipRequest]

@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipelines.cache import open_cache
 from pipelines.config import DataConfig
+from pipelines.damage import find_damage
 from pipelines.finding import Found, find_media, wanted_modalities
 from pipelines.layouts import modality_files
 from pipelines.media import Media
@@ -41,6 +43,9 @@ class ClipIndex:
     left_out: int
     """Clips of the list with fewer than `data.min_frames` frames."""
 
+    quarantined: tuple[str, ...] = ()
+    """Bad clips that were left out: `list:line: name: what is wrong`."""
+
     def __len__(self) -> int:
         return len(self.clips)
 
@@ -65,8 +70,13 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
     long_enough = [clip for clip in listed if clip.num_frames >= config.min_frames]
     found = find_media(config, root, [clip.name for clip in long_enough], log)
     clips, media_problems = _check_media(long_enough, config, found)
+    bad: dict[int, str] = {}
+    if config.on_error == "quarantine":
+        bad = dict(media_problems) | _damaged(clips, dict(media_problems), config, root, found, log)
+        _check_share(path, bad, len(listed), config.max_bad)
+        media_problems = []
     _raise_all(path, problems + media_problems)
-    clips = [clip for clip in clips if clip.num_frames >= config.min_frames]
+    clips = [c for c in clips if c.num_frames >= config.min_frames and c.line not in bad]
     if not clips:
         raise ValueError(
             f"{path}: none of its {len(listed)} clips has data.min_frames={config.min_frames} "
@@ -76,7 +86,10 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
         m: tuple(media for clip in clips if (media := found[clip.name, m].media))
         for m in config.modalities
     }
-    return ClipIndex(tuple(clips), root, media, path, len(listed) - len(clips))
+    lines = {clip.line: clip.name for clip in listed}
+    quarantined = tuple(f"{path}:{line}: {lines[line]}: {bad[line]}" for line in sorted(bad))
+    too_short = len(listed) - len(clips) - len(bad)
+    return ClipIndex(tuple(clips), root, media, path, too_short, quarantined)
 
 
 def _raise_all(path: str, problems: Problems) -> None:
@@ -142,6 +155,34 @@ def _check_media(
             shortest = min(shortest, seen.num_frames)
         usable.append(replace(clip, num_frames=shortest))
     return usable, problems
+
+
+def _damaged(
+    clips: Sequence[Clip],
+    known: Mapping[int, str],
+    config: DataConfig,
+    root: str,
+    found: Mapping[tuple[str, str], Found],
+    log: Callable[[str], None],
+) -> dict[int, str]:
+    """Line and damage of the clips that do not decode, of those not already `known` to be bad."""
+    wanted = {}
+    for clip in clips:
+        for modality in config.modalities:
+            media = found[clip.name, modality].media
+            if media is not None and clip.line not in known:
+                wanted[clip.line, modality] = (media, clip.num_frames, config.in_mm(modality))
+    damage = find_damage(wanted, root, open_cache(config, "verified", log))
+    return {line: what for (line, _), what in reversed(damage.items())}
+
+
+def _check_share(path: str, bad: Mapping[int, str], num_listed: int, most: float) -> None:
+    if len(bad) > most * num_listed:
+        first = min(bad)
+        raise ValueError(
+            f"{path}: {len(bad)} of {num_listed} clips are bad, more than data.max_bad = {most:g}; "
+            f"mend them or raise it; the first is line {first}: {bad[first]}"
+        )
 
 
 def _complaint(clip: Clip, found: Found) -> str:

@@ -2,6 +2,7 @@
 of decoding fits it on a device. Finding media for a list is pipelines/finding.py."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -13,6 +14,8 @@ from pipelines.folders import FrameList, Frames
 from pipelines.pack_format import LZ4, VIDEO
 from pipelines.pack_reader import Pack
 from pipelines.video import VideoInfo, decode_frames
+
+FrameNumbers = Sequence[int] | NDArray[np.int64]
 
 
 class Way(Enum):
@@ -84,11 +87,16 @@ class PackedFrames:
         """When the clip's shard was last written or replaced."""
         return os.stat(self.pack.shard_of(self.clip)).st_mtime_ns
 
-    def encoded(self, frames: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    @property
+    def is_lz4(self) -> bool:
+        """Whether frames are 16-bit depth without an image format."""
+        return self.encoding == LZ4
+
+    def encoded(self, frames: FrameNumbers) -> list[NDArray[np.uint8]]:
         """(T,) frame numbers -> their bytes. Raises ValueError naming shard, clip and frame."""
         return self.pack.encoded(self.clip, self.modality, frames)
 
-    def decode(self, frames: NDArray[np.int64]) -> NDArray[Any]:
+    def decode(self, frames: FrameNumbers) -> NDArray[Any]:
         """(T,) frame numbers -> (T, h, w, 1) uint16 mm. Raises as `encoded`."""
         return self.pack.depth_frames(self.clip, frames)[..., None]
 
@@ -102,7 +110,7 @@ def way_of(media: Media, device: str) -> Way:
         return Way.FILES
     if isinstance(media, VideoFile):
         return Way.VIDEO if device in media.dali_devices else Way.RAW
-    if media.encoding == LZ4:
+    if media.is_lz4:
         return Way.LZ4 if device == "gpu" else Way.RAW
     assert media.encoding != VIDEO, "refused when the list was read"
     return Way.IMAGES

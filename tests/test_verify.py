@@ -11,9 +11,10 @@ from lists import TINY, request
 from PIL import Image
 
 from pipelines.config import DataConfig
+from pipelines.culprit import find_problem
 from pipelines.graph import decode_arrays, decode_graph, run
 from pipelines.media import Way
-from pipelines.verify import find_problem, problem, suspects
+from pipelines.verify import problem, suspects
 
 METRIC = replace(TINY, modality="depth", depth_encoding="metric")
 

@@ -1,7 +1,7 @@
 """Recognise clips with a trained network: `python engine/predict.py --checkpoint P CLIP...`.
 
-CLIP is a folder of one clip's frames: images, or 16-bit depth PNG for a network trained on them;
-for an RGB-D network two folders, RGB_FOLDER,DEPTH_FOLDER. The config is that of the checkpoint.
+CLIP is a video or a folder of one clip's frames: images, or 16-bit depth PNG for a network trained
+on them; for an RGB-D network two of these, RGB,DEPTH. The config is that of the checkpoint.
 """
 
 import sys
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.clip_folders import clip_requests
+from engine.given_clips import clip_requests
 from engine.command import exit_status
 from engine.config import Config
 from engine.distributed import Ranks, place
@@ -99,7 +99,7 @@ def _predict(options: argparse.Namespace) -> None:
     overrides = [text for text in options.clips if OVERRIDE.match(text)]
     clips = [text for text in options.clips if not OVERRIDE.match(text)]
     if not clips:
-        raise ValueError("no clip was named; give folders of frames")
+        raise ValueError("no clip was named; give videos or folders of frames")
     pictures = picture_paths(options.explain, len(clips)) if options.explain else []
     trained = open_trained(options.checkpoint, options.config, overrides)
     entries = []
@@ -145,7 +145,7 @@ def command_line() -> argparse.ArgumentParser:
         prog="engine/predict.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("clips", nargs="+", metavar="CLIP", help="folder of frames, or section.key=value, which "
+    add("clips", nargs="+", metavar="CLIP", help="video or folder of frames, or section.key=value, which "
         "replaces a value of the config")  # fmt: skip
     add("--checkpoint", required=True, metavar="FILE", help="such as runs/X/last.pt")
     add("--config", metavar="FILE", help="YAML file instead of the config kept in the checkpoint")

@@ -1,4 +1,4 @@
-"""engine/clip_folders.py: which files of a folder are the clip, and the request made of them."""
+"""engine/given_clips.py: which files of a folder are the clip, and the request made of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
 from lists import TINY, write_list
+from videos import number_of, write_video
 
-from engine.clip_folders import clip_requests, list_frames
+from engine.given_clips import clip_requests, list_frames
 from pipelines.depth_boxes import depth_boxes
 from pipelines.index import scan
 from pipelines.source import ClipRequest, ClipSource
@@ -39,8 +40,10 @@ def test_numbers_with_and_without_leading_zeros_are_equal_names_apart(tmp_path: 
 def test_what_is_no_clip_is_named(tmp_path: Path) -> None:
     video = tmp_path / "wave.mp4"
     video.touch()
-    with pytest.raises(ValueError, match=r"wave\.mp4: is a file; a clip is a folder .*ffmpeg -i"):
-        list_frames(str(video))
+    with pytest.raises(ValueError, match=r"wave\.mp4: "):
+        clip_requests([str(video)], TINY)
+    with pytest.raises(ValueError, match=r"wave\.mp4: is a file, but 16-bit depth is read from"):
+        clip_requests([str(video)], replace(TINY, modality="depth", depth_encoding="metric"))
     with pytest.raises(ValueError, match=r"absent: No such file or directory; name a folder"):
         list_frames(str(tmp_path / "absent"))
     with pytest.raises(ValueError, match=r"empty: holds no images \(\.jpg, "):
@@ -92,5 +95,14 @@ def test_the_person_is_looked_for_in_every_frame_as_evaluation_does(tmp_path, mo
 
 
 def test_an_rgbd_clip_is_two_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^clip: an RGB-D network needs two folders: RGB_FOLDER,"):
+    with pytest.raises(
+        ValueError, match=r"^clip: an RGB-D network needs two folders or videos: RGB,"
+    ):
         clip_requests(["clip"], replace(TINY, modality="rgbd"))
+
+
+def test_a_video_is_a_clip_and_shows_what_its_frames_show(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "wave.mp4", 9, options={"g": "4", "bf": "2"})
+    ((stream,), (other,)) = (r.streams for r in clip_requests([str(video)] * 2, TINY))
+    assert stream.frames.tolist() == [0, 3, 5, 7] == other.frames.tolist()
+    assert [number_of(frame) for frame in stream.decode()] == [0, 3, 5, 7]

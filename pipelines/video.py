@@ -85,9 +85,9 @@ class VideoInfo:
     """Counter-clockwise, to be applied to the stored pictures: 0 to 3."""
 
     variable_rate: bool
-    in_order: bool
-    """The file shows one picture per packet, in the order of times that need no guessing: DALI,
-    which finds frames by these, finds the right ones."""
+    plain: bool
+    """One picture per packet, found by the packets' own times, as large as the container's header
+    says: what DALI takes for granted. Elsewhere it delivers other frames or ends the process."""
 
     interlaced: bool
     seek_points: tuple[tuple[int, int], ...]
@@ -96,7 +96,7 @@ class VideoInfo:
     @property
     def dali_cpu(self) -> bool:
         """Whether DALI's CPU backend delivers the frames of this file."""
-        return self.codec in DALI_CPU and self.in_order and not self.quarter_turns
+        return self.codec in DALI_CPU and self.plain and not self.quarter_turns
 
     @property
     def dali_gpu(self) -> bool:
@@ -107,7 +107,7 @@ class VideoInfo:
         even = self.width % 2 == 0 and self.height % 2 == 0  # it halves sizes to find the chroma
         large = self.width >= least_width and self.height >= least_height
         return (
-            self.in_order
+            self.plain
             and not (self.interlaced or self.quarter_turns)
             and (eight_bit or ten_bit)
             and even

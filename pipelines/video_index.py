@@ -147,13 +147,13 @@ def _look_through(container: InputContainer, stream: VideoStream, path: str) -> 
             raise ValueError(f"{path}: frame {number} is {size}, those before {expected}; convert")
         if picture.is_corrupt:
             raise ValueError(f"{path}: frame {number} is damaged; {RESTORE}")
-        place = picture.opaque
-        assert isinstance(place, int), "every decoder hands its packet's number on"
-        places.append(place)
+        packet = picture.opaque
+        assert isinstance(packet, Packet), "every decoder hands its packet's entry on"
+        places.append(packet.place)
         # AVI notes no time of display: FFmpeg infers one, not always evenly.
         times.append(packets[number].dts if is_avi else picture.pts)
         interlaced |= bool(picture.interlaced_frame)
-        is_key = picture.key_frame and packets[place].is_key
+        is_key = picture.key_frame and packet.is_key
         if is_key and number - last_key >= SEEK_SPACING:
             last_key, keys[number] = number, _checksum(picture)
     if first is None:

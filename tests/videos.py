@@ -54,9 +54,6 @@ KINDS: dict[str, tuple[str, dict]] = {
         "auto-alt-ref": "1", "lag-in-frames": "10", "g": "12", "b": "1M", "cpu-used": "4",
     }}),
     "vp9_odd": ("webm", {"codec": "libvpx-vp9", "size": (163, 145), "options": {"b": "1M"}}),
-    "vp9_10bit": ("webm", {
-        "codec": "libvpx-vp9", "pix_fmt": "yuv420p10le", "options": {"g": "12", "b": "1M"},
-    }),
     "av1": ("mp4", {"codec": "libsvtav1", "options": {"preset": "10", "g": "12", "crf": "25"}}),
     "av1_odd": ("mkv", {"codec": "libsvtav1", "size": (164, 146), "options": {"preset": "10"}}),
 }  # fmt: skip
@@ -131,14 +128,16 @@ def write_kind(folder: Path, kind: str, num_frames: int = 30) -> Path:
     return write_video(folder / f"{kind}.{suffix}", num_frames, **settings)
 
 
-def write_with_hidden_frames(path: Path, codec: str, num_frames: int = 90) -> Path:
+def write_with_hidden_frames(
+    path: Path, codec: str, num_frames: int = 90, pix_fmt: str = "yuv420p"
+) -> Path:
     """VP8 or VP9 ("libvpx", "libvpx-vp9") with alternate reference frames that are never shown:
-    encoders make them in two passes only, which PyAV has no way to ask for."""
+    encoders make them in two passes only, which PyAV has no way to ask for, nor for 10 bits."""
     raw = b"".join(picture(number).tobytes() for number in range(num_frames))
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo",
         "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", "30", "-i", "-", "-c:v", codec,
-        "-pix_fmt", "yuv420p", "-b:v", "200k", "-g", "30", "-auto-alt-ref", "1",
+        "-pix_fmt", pix_fmt, "-b:v", "200k", "-g", "30", "-auto-alt-ref", "1",
         "-lag-in-frames", "16", "-arnr-maxframes", "7", "-arnr-strength", "5",
         "-passlogfile", str(path.with_suffix("")),
     ]  # fmt: skip

@@ -59,6 +59,9 @@ RESTORE = "restore it or take its clip off the list"
 class Packet(NamedTuple):
     """The header of one packet of the video stream."""
 
+    place: int
+    """Among the stream's packets, from where reading began."""
+
     pts: int | None
     dts: int | None
     is_key: bool
@@ -85,9 +88,9 @@ class VideoInfo:
     """Counter-clockwise, to be applied to the stored pictures: 0 to 3."""
 
     variable_rate: bool
-    in_order: bool
-    """The file shows one picture per packet, in the order of times that need no guessing: DALI,
-    which finds frames by these, finds the right ones."""
+    plain: bool
+    """One picture per packet, found by the packets' own times, as large as the container's header
+    says: what DALI takes for granted. Elsewhere it delivers other frames or ends the process."""
 
     interlaced: bool
     seek_points: tuple[tuple[int, int], ...]
@@ -96,7 +99,7 @@ class VideoInfo:
     @property
     def dali_cpu(self) -> bool:
         """Whether DALI's CPU backend delivers the frames of this file."""
-        return self.codec in DALI_CPU and self.in_order and not self.quarter_turns
+        return self.codec in DALI_CPU and self.plain and not self.quarter_turns
 
     @property
     def dali_gpu(self) -> bool:
@@ -107,7 +110,7 @@ class VideoInfo:
         even = self.width % 2 == 0 and self.height % 2 == 0  # it halves sizes to find the chroma
         large = self.width >= least_width and self.height >= least_height
         return (
-            self.in_order
+            self.plain
             and not (self.interlaced or self.quarter_turns)
             and (eight_bit or ten_bit)
             and even
@@ -180,20 +183,21 @@ def pictures(
 ) -> Iterator[VideoFrame]:
     """The pictures from where the container stands to the end, in display order.
 
-    `packets` takes what was read, without its data; the `opaque` of a picture is its packet's place
-    in there. Raises ValueError with the place of the first damage.
+    `packets` takes what was read, without its data, and the `opaque` of a picture is its packet's
+    entry there. Raises ValueError with the place of the first damage.
     """
-    shown, place, position = 0, 0, None
+    shown, position = 0, None
     try:
         for packet in container.demux(stream):
             # Empty are PyAV's last packet and AVI's for a frame that the camera dropped: the
             # decoder would take either for the end.
             if not packet.size:
                 continue
-            position, packet.opaque = packet.pos, place
-            place += 1
+            position = packet.pos
             if packets is not None:
-                packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe))
+                packets.append(Packet(len(packets), packet.pts, packet.dts, packet.is_keyframe))
+                # PyAV finds it again by its identity: a number would be shared between threads.
+                packet.opaque = packets[-1]
             for picture in () if packet.is_corrupt else stream.codec_context.decode(packet):
                 shown += 1
                 yield picture

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from av.container import InputContainer
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pipelines.cache import JsonLines
 from pipelines.video import RESTORE, Packet, VideoInfo, open_video, pictures, pictures_from, to_rgb
+from pipelines.video_container import noted_size
 
 SEEK_SPACING = 12
 """Fewest frames between two seek points: each is tried out, which costs some frames of decoding."""
@@ -57,7 +58,12 @@ def probe(path: str) -> VideoInfo:
     Raises ValueError naming the file and, where known, frame and byte if any of it is damaged or
     missing. Wrong bits that still make pictures go unnoticed: only checksums find those.
     """
-    _check_length(path)
+    try:
+        noted = noted_size(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; {RESTORE}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {RESTORE}") from None
     with open_video(path, path) as (container, stream):
         seen = _look_through(container, stream, path)
         first = seen.first
@@ -71,7 +77,7 @@ def probe(path: str) -> VideoInfo:
             pixel_format=first.format.name,
             quarter_turns=turns,
             variable_rate=_is_variable(seen.times),
-            in_order=_in_order(seen, container.format.name == "avi"),
+            plain=noted == (width, height) and _in_order(seen, container.format.name == "avi"),
             interlaced=seen.interlaced,
             seek_points=_seek_points(container, stream, seen, path),
         )
@@ -141,13 +147,13 @@ def _look_through(container: InputContainer, stream: VideoStream, path: str) -> 
             raise ValueError(f"{path}: frame {number} is {size}, those before {expected}; convert")
         if picture.is_corrupt:
             raise ValueError(f"{path}: frame {number} is damaged; {RESTORE}")
-        place = picture.opaque
-        assert isinstance(place, int), "every decoder hands its packet's number on"
-        places.append(place)
+        packet = picture.opaque
+        assert isinstance(packet, Packet), "every decoder hands its packet's entry on"
+        places.append(packet.place)
         # AVI notes no time of display: FFmpeg infers one, not always evenly.
         times.append(packets[number].dts if is_avi else picture.pts)
         interlaced |= bool(picture.interlaced_frame)
-        is_key = picture.key_frame and packets[place].is_key
+        is_key = picture.key_frame and packet.is_key
         if is_key and number - last_key >= SEEK_SPACING:
             last_key, keys[number] = number, _checksum(picture)
     if first is None:
@@ -219,66 +225,3 @@ def _is_variable(times: Sequence[int | None]) -> bool:
 def _quarter_turns(picture: VideoFrame) -> int:
     """Counter-clockwise; what is no multiple of 90 degrees is ignored, as OpenCV does."""
     return picture.rotation // 90 % 4 if picture.rotation % 90 == 0 else 0
-
-
-def _check_length(path: str) -> None:
-    """Raises ValueError if the file is missing, empty or shorter than its header says.
-
-    FFmpeg takes the end of a .webm cut between frames, and of an .avi, for the end of the video.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            promised = _promised_size(file, size)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; {RESTORE}") from None
-    if not size:
-        raise ValueError(f"{path}: the file is empty; {RESTORE}")
-    if promised > size:
-        raise ValueError(f"{path}: cut short at byte {size} of {promised}; {RESTORE}")
-
-
-def _promised_size(file: BinaryIO, size: int) -> int:
-    """Where the last outermost part of an AVI, MP4 or Matroska file ends; 0 if it does not say."""
-    head = file.read(12)
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return _matroska_end(file)
-    is_avi, is_mp4 = head[:4] == b"RIFF" and head[8:] == b"AVI ", head[4:8] == b"ftyp"
-    end = 0
-    while (is_avi or is_mp4) and end < size:
-        file.seek(end)
-        head = file.read(16)
-        if is_avi:
-            length = int.from_bytes(head[4:8], "little")
-            # A recorder that was stopped leaves 0 or the largest number; then anything may follow.
-            if head[:4] != b"RIFF" or length in (0, 2**32 - 1):
-                break
-            end += 8 + length
-            # Chunks are padded to even lengths, except, often, the last.
-            end += length % 2 if end < size else 0
-        else:
-            length = int.from_bytes(head[:4], "big")
-            if length == 1:
-                length = int.from_bytes(head[8:16], "big")
-            if length == 0:  # to the end of the file
-                return size
-            end += max(length, 8)
-    return end
-
-
-def _matroska_end(file: BinaryIO) -> int:
-    """The end of the segment; 0 where a live recording left it open."""
-    end = 4
-    for identifier in (b"", b"\x18\x53\x80\x67"):
-        file.seek(end)
-        if file.read(len(identifier)) != identifier:
-            return 0
-        head = file.read(8)
-        width = 9 - (head[0].bit_length() if head else 0)
-        if width > 8:
-            return 0
-        number = int.from_bytes(head[:width], "big") & ~(1 << 7 * width)
-        if number == (1 << 7 * width) - 1:
-            return 0
-        end += len(identifier) + width + number
-    return end

@@ -1,11 +1,14 @@
 """Small real video files whose frames carry their number as a picture: what was decoded can be read
 back through a lossy codec."""
 
+import struct
+import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,9 +54,6 @@ KINDS: dict[str, tuple[str, dict]] = {
         "auto-alt-ref": "1", "lag-in-frames": "10", "g": "12", "b": "1M", "cpu-used": "4",
     }}),
     "vp9_odd": ("webm", {"codec": "libvpx-vp9", "size": (163, 145), "options": {"b": "1M"}}),
-    "vp9_10bit": ("webm", {
-        "codec": "libvpx-vp9", "pix_fmt": "yuv420p10le", "options": {"g": "12", "b": "1M"},
-    }),
     "av1": ("mp4", {"codec": "libsvtav1", "options": {"preset": "10", "g": "12", "crf": "25"}}),
     "av1_odd": ("mkv", {"codec": "libsvtav1", "size": (164, 146), "options": {"preset": "10"}}),
 }  # fmt: skip
@@ -79,7 +79,7 @@ def number_of(frame: NDArray[np.uint8]) -> int:
         frame[top + 5 : bottom - 5, left + 5 : right - 5].mean()
         for top, left, bottom, right in _blocks(width, height)
     ]
-    return sum((mean > 128) << bit for bit, mean in enumerate(means))
+    return sum(int(mean > 128) << bit for bit, mean in enumerate(means))
 
 
 def _blocks(width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -126,6 +126,67 @@ def write_kind(folder: Path, kind: str, num_frames: int = 30) -> Path:
     """A video of one of the KINDS."""
     suffix, settings = KINDS[kind]
     return write_video(folder / f"{kind}.{suffix}", num_frames, **settings)
+
+
+def write_with_hidden_frames(
+    path: Path, codec: str, num_frames: int = 90, pix_fmt: str = "yuv420p"
+) -> Path:
+    """VP8 or VP9 ("libvpx", "libvpx-vp9") with alternate reference frames that are never shown:
+    encoders make them in two passes only, which PyAV has no way to ask for, nor for 10 bits."""
+    raw = b"".join(picture(number).tobytes() for number in range(num_frames))
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo",
+        "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", "30", "-i", "-", "-c:v", codec,
+        "-pix_fmt", pix_fmt, "-b:v", "200k", "-g", "30", "-auto-alt-ref", "1",
+        "-lag-in-frames", "16", "-arnr-maxframes", "7", "-arnr-strength", "5",
+        "-passlogfile", str(path.with_suffix("")),
+    ]  # fmt: skip
+    for ending in (["-pass", "1", "-f", "null", "-"], ["-pass", "2", str(path)]):
+        subprocess.run([*command, *ending], input=raw, check=True)
+    return path
+
+
+def write_packed(path: Path, num_frames: int = 12) -> Path:
+    """MPEG-4 in .avi as DivX wrote it: a B-frame shares the packet of the frame after it, and an
+    empty picture fills the place that it left."""
+    context = av.CodecContext.create("mpeg4", "w")
+    context.width, context.height, context.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+    context.time_base, context.framerate = Fraction(1, 30), Fraction(30)
+    context.options = {"bf": "1", "b_strategy": "0", "g": "100", "b": "2M"}
+    parts: list[bytes] = []
+    for number in range(num_frames):
+        frame = av.VideoFrame.from_ndarray(picture(number), "rgb24")
+        frame.pts, frame.time_base = number, Fraction(1, 30)
+        parts += map(bytes, context.encode(frame))
+    parts += map(bytes, context.encode())
+    signature = b"\0\0\1\xb2DivX503b1393p"
+    start = parts[0].index(b"\0\0\1\xb6")
+    packets = [parts[0][:start] + signature + parts[0][start:]]
+    coded = iter(parts[1:])
+    for part in coded:
+        follower = next(coded, b"")
+        packets += [part + follower] + ([b"\0\0\1\xb6\x57"] if follower else [])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        container.start_encoding()
+        for number, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 30)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number == 0
+            container.mux(packet)
+    return path
+
+
+def turned(mp4: bytes, quarter_turns: int) -> bytes:
+    """The same .mp4 with a note that it be shown turned clockwise so often."""
+    cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
+    place = mp4.index(b"tkhd") + 4 + 40
+    matrix = struct.pack(
+        ">9i", *(65536 * v for v in (cosine, sine, 0, -sine, cosine, 0, 0, 0)), 2**30
+    )
+    return mp4[:place] + matrix + mp4[place + len(matrix) :]
 
 
 def _silence(number: int) -> av.AudioFrame:

@@ -91,6 +91,10 @@ class Pack:
     def shard_of(self, clip: str) -> Path:
         return self.shards[self._place(clip)[0]]
 
+    def stored_bytes(self, clip: str, modality: str) -> int:
+        """Of all frames, as they are in the shard."""
+        return int(self._sizes(*self._track(clip, modality)).sum())
+
     def extents(self, clip: str, modality: str, frames: Frames) -> NDArray[np.int64]:
         """(T, 2) offset in the clip's shard and size of each frame; one frame 0 for a video."""
         shard, track = self._track(clip, modality)

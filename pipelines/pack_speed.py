@@ -1,5 +1,5 @@
-"""How fast a pack is read on this machine, and what LZ4 makes of its depth. Not the loader: no image
-is decoded, no clip is viewed."""
+"""How fast a pack is read on this machine, and what LZ4 makes of its depth. Not the loader: no
+image is decoded, no clip is viewed."""
 
 import time
 import zlib
@@ -84,7 +84,7 @@ def _lz4_lines(pack: Pack, num_frames: int) -> Iterator[str]:
         if "depth" in pack.modalities(clip) and pack.info(clip, "depth").encoding == LZ4:
             if len(frames) >= MOST_DEPTH_FRAMES:
                 break
-            frames += pack.depth_frames(clip, range(pack.info(clip, "depth").num_frames))
+            frames.extend(pack.depth_frames(clip, range(pack.info(clip, "depth").num_frames)))
     if not frames:
         return
     raw = sum(frame.nbytes for frame in frames)

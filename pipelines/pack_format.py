@@ -1,5 +1,5 @@
-"""What a clip pack is made of: tracks, keys, tar headers, a clip's JSON, a shard's index; for readers
-of other kinds, docs/packs.md. Bytes and numbers only: files are opened elsewhere."""
+"""What a clip pack is made of: tracks, keys, tar headers, a clip's JSON, a shard's index; in words,
+docs/packs.md. Bytes and numbers only: files are opened elsewhere."""
 
 import hashlib
 import io

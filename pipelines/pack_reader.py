@@ -91,6 +91,10 @@ class Pack:
     def shard_of(self, clip: str) -> Path:
         return self.shards[self._place(clip)[0]]
 
+    def stored_bytes(self, clip: str, modality: str) -> int:
+        """Of all frames, as they are in the shard."""
+        return int(self._sizes(*self._track(clip, modality)).sum())
+
     def extents(self, clip: str, modality: str, frames: Frames) -> NDArray[np.int64]:
         """(T, 2) offset in the clip's shard and size of each frame; one frame 0 for a video."""
         shard, track = self._track(clip, modality)
@@ -113,16 +117,17 @@ class Pack:
             return []
         shard, track = self._track(clip, modality)
         unique, places = np.unique(np.asarray(frames, np.int64), return_inverse=True)
-        extents = self.extents(clip, modality, unique)
-        buffer = np.empty(extents[:, 1].sum(), np.uint8)
-        self._read(shard, clip, extents, buffer)
-        views = np.split(buffer, np.cumsum(extents[:-1, 1]))
-        expected = self._indices[shard].crc32[track["first"] + unique].tolist()
+        extents = self.extents(clip, modality, unique).tolist()
+        buffer = np.empty(sum(size for _, size in extents), np.uint8)
+        self._read(shard, clip, extents, buffer.data)
         buffer.setflags(write=False)
-        for frame, view, crc in zip(unique.tolist(), views, expected, strict=True):
-            view.setflags(write=False)
-            if zlib.crc32(view.data) != crc:
+        expected = self._indices[shard].crc32[track["first"] + unique].tolist()
+        views, at = [], 0
+        for frame, (_, size), crc in zip(unique.tolist(), extents, expected, strict=True):
+            views.append(buffer[at : at + size])
+            if zlib.crc32(views[-1].data) != crc:
                 raise ValueError(self._damaged(shard, clip, f"{modality} frame {frame} differs"))
+            at += size
         return [views[place] for place in places.tolist()]
 
     def video(self, clip: str, modality: str) -> NDArray[np.uint8]:
@@ -188,21 +193,25 @@ class Pack:
         return self._indices[shard].sizes[first : first + track["count"]].astype(np.int64)
 
     def _read(
-        self, shard: int, clip: str, extents: NDArray[np.int64], buffer: NDArray[np.uint8]
+        self, shard: int, clip: str, extents: Sequence[Sequence[int]], memory: memoryview
     ) -> None:
-        """Extents, at least one and ascending, -> buffer; neighbours in one read."""
-        file, memory, at = self._file(shard, clip), buffer.data, 0
-        gaps = np.flatnonzero(extents[1:, 0] != extents[:-1].sum(axis=1)) + 1
-        for run in np.split(extents, gaps):
-            offset, stop = int(run[0, 0]), int(run[-1].sum())
+        """Extents in ascending order -> memory; neighbours in one read."""
+        file = self._file(shard, clip)
+        runs: list[list[int]] = []
+        for offset, size in extents:
+            if runs and runs[-1][1] == offset:
+                runs[-1][1] += size
+            else:
+                runs.append([offset, offset + size])
+        for offset, stop in runs:
             while offset < stop:
                 try:
-                    got = os.preadv(file.fileno(), [memory[at : at + stop - offset]], offset)
+                    got = os.preadv(file.fileno(), [memory[: stop - offset]], offset)
                 except OSError as error:  # the system's message has no file name
                     raise OSError(error.errno, error.strerror, str(file.name)) from None
                 if not got:
                     raise ValueError(self._damaged(shard, clip, "it was cut short while in use"))
-                offset, at = offset + got, at + got
+                offset, memory = offset + got, memory[got:]
 
     def _file(self, shard: int, clip: str) -> io.FileIO:
         if shard in self._open:

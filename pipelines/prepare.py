@@ -10,11 +10,29 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from pipelines.datasets import DATASETS
 from pipelines.datasets.download import Wishes
 from pipelines.frames_writer import ROI_SIZE, Form
 from pipelines.preparation import SUMMARY, Summary, claim, prepare
+
+
+def whole(least: int, most: int, text: str) -> int:
+    """A whole number between two others, for argparse."""
+    if not text.isdigit() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is not in {least}..{most}")
+    return int(text)
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    """Such as 320x240, for argparse."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is not WxH, such as 320x240")
+    return int(match[1]), int(match[2])
+
 
 MODALITY = {"jester": "rgb", "generic": "rgb"}
 """Where not both."""
@@ -27,6 +45,79 @@ TAKEN_BY = {
     "depth_range": ("thu_read",),
 }
 """Options that mean something for some data sets only."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--modality": {
+        "choices": ("rgb", "depth", "rgbd"),
+        "help": "what to prepare (default: both where the data set has both; generic: rgb)",
+    },
+    "--as": {
+        "dest": "form",
+        "choices": ("frames", "videos"),
+        "default": "frames",
+        "help": "folders of JPEG frames, or H.264 videos; 16-bit depth stays PNG",
+    },
+    "--quality": {
+        "type": partial(whole, 1, 100),
+        "default": Form.quality,
+        "metavar": "1..100",
+        "help": "of JPEG frames (default: %(default)s)",
+    },
+    "--gop": {
+        "type": partial(whole, 1, 300),
+        "default": Form.gop,
+        "metavar": "FRAMES",
+        "help": "from key frame to key frame of videos (default: %(default)s)",
+    },
+    "--crf": {
+        "type": partial(whole, 0, 51),
+        "default": Form.crf,
+        "metavar": "0..51",
+        "help": "of videos: lower is better and larger (default: %(default)s)",
+    },
+    "--size": {
+        "type": width_and_height,
+        "metavar": "WxH",
+        "help": "of stored frames (default: 320x240 for RGB of NTU, else as they come)",
+    },
+    "--keep-damaged": {
+        "action": "store_true",
+        "help": "take what can be decoded of videos that FFmpeg finds fault with",
+    },
+    "--jobs": {
+        "type": partial(whole, 1, 1024),
+        "default": os.cpu_count() or 1,
+        "metavar": "N",
+        "help": "clips at a time (default: one per core, here %(default)s)",
+    },
+    "--roi": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "NTU: half of the RGB frame, around the person in the masked depth\n"
+        "(default), or all of it",
+    },
+    "--exclude": {
+        "metavar": "FILE",
+        "help": "NTU: leave out the samples named in FILE, one a line",
+    },
+    "--labels": {
+        "action": "append",
+        "metavar": "SPLIT=FILE",
+        "help": "IsoGD: the list of valid or test with its labels, where the one\n"
+        "in the download has none",
+    },
+    "--eval-every": {
+        "type": partial(whole, 2, 1000),
+        "metavar": "N",
+        "help": "generic: every N-th clip of a class is for evaluation (default: 5)",
+    },
+    "--depth-range": {
+        "type": int,
+        "nargs": 2,
+        "metavar": ("NEAR", "FAR"),
+        "help": "THU-READ: millimetres shown as white and black where depth is\n"
+        "16 bit (default: 500 4500)",
+    },
+}
 
 MOST_SHOWN = 20
 
@@ -80,33 +171,11 @@ def command_line() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("dataset", choices=DATASETS, help="what was downloaded")
     add("--source", required=True, metavar="DIR", help="folder of the download, unpacked")
-    add("--out", required=True, metavar="DIR",
-        help="folder for the prepared set: new, empty, or of an earlier call")  # fmt: skip
-    add("--modality", choices=("rgb", "depth", "rgbd"),
-        help="what to prepare (default: all the data set has; generic: rgb)")  # fmt: skip
-    add("--as", dest="form", choices=("frames", "videos"), default="frames",
-        help="folders of JPEG frames, or H.264 videos (default: frames);\n16-bit depth stays PNG")  # fmt: skip
-    add("--quality", type=_in(1, 100), default=Form.quality, metavar="1..100",
-        help="of JPEG frames (default: %(default)s)")  # fmt: skip
-    add("--gop", type=_in(1, 300), default=Form.gop, metavar="FRAMES",
-        help="from key frame to key frame of videos (default: %(default)s)")  # fmt: skip
-    add("--crf", type=_in(0, 51), default=Form.crf, metavar="0..51",
-        help="of videos: lower is better and larger (default: %(default)s)")  # fmt: skip
-    add("--size", type=_size, metavar="WxH",
-        help="of stored frames (default: 320x240 for RGB of NTU, else as they come)")  # fmt: skip
-    add("--keep-damaged", action="store_true",
-        help="take what can be decoded of videos that FFmpeg finds fault with")  # fmt: skip
-    add("--jobs", type=_in(1, 1024), default=_cores(), metavar="N",
-        help="clips at a time (default: one per core, here %(default)s)")  # fmt: skip
-    add("--roi", action=argparse.BooleanOptionalAction,
-        help="NTU: half the RGB frame around the person in the masked depth\n(default), or all")  # fmt: skip
-    add("--exclude", metavar="FILE", help="NTU: leave out the samples named in FILE, one a line")
-    add("--labels", action="append", metavar="SPLIT=FILE", help="IsoGD: the list of valid or test "
-        "with its labels,\nwhere the one in the download has none")  # fmt: skip
-    add("--eval-every", type=_in(2, 1000), metavar="N",
-        help="generic: every N-th clip of a class is for evaluation (default: 5)")  # fmt: skip
-    add("--depth-range", type=int, nargs=2, metavar=("NEAR", "FAR"),
-        help="THU-READ: millimetres shown as white and black\nwhere depth is 16 bit (default: 500 4500)")  # fmt: skip
+    add(
+        "--out", required=True, metavar="DIR", help="folder to fill: new, empty or of a call before"
+    )
+    for flags, settings in OPTIONS.items():
+        add(flags, **settings)
     return parser
 
 
@@ -137,35 +206,6 @@ def _wishes(options: argparse.Namespace) -> Wishes:
         labels[split] = path
     roi = options.roi is not False and modality != "depth"
     return Wishes(modality, roi, options.exclude, labels, options.eval_every or Wishes.eval_every)
-
-
-def _in(least: int, most: int) -> "_Range":
-    return _Range(least, most)
-
-
-class _Range:
-    """A whole number between two others, for argparse."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-
-    def __call__(self, text: str) -> int:
-        if not text.isdigit() or not self._least <= int(text) <= self._most:
-            raise argparse.ArgumentTypeError(f"'{text}' is not in {self._least}..{self._most}")
-        return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"'{text}' is not WxH, such as 320x240")
-    return int(match[1]), int(match[2])
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from pipelines.depth_boxes import boxes_of
 
 @dataclass(frozen=True)
 class PersonCentres:
-    """Per depth frame, the centre of the person as a share of the frame."""
+    """Where the person is in each depth frame of a clip."""
 
-    shares: NDArray[np.float64]
+    centres: NDArray[np.int16]
     """(T, 2) x, y."""
+
+    size: tuple[int, int]
+    """Width and height of the depth frames."""
 
     from_neighbour: int
     """Depth frames without a contour that took the nearest frame's centre."""
@@ -26,14 +29,14 @@ class PersonCentres:
     def box(self, frame: int, width: int, height: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in the RGB frame: half its width and height around the
         person, cut at its border. Frames after the last depth frame take that one's."""
-        x, y = self.shares[min(frame, len(self.shares) - 1)]
-        left = max(int(x * width) - width // 4, 0)
-        top = max(int(y * height) - height // 4, 0)
+        x, y = map(int, self.centres[min(frame, len(self.centres) - 1)])
+        left = max(x * width // self.size[0] - width // 4, 0)
+        top = max(y * height // self.size[1] - height // 4, 0)
         return left, top, min(left + width // 2, width), min(top + height // 2, height)
 
     def borrowed(self, num_frames: int) -> int:
         """How many of a clip's RGB frames have another frame's box."""
-        return self.from_neighbour + max(num_frames - len(self.shares), 0)
+        return self.from_neighbour + max(num_frames - len(self.centres), 0)
 
 
 @dataclass(frozen=True)
@@ -51,5 +54,5 @@ def person_centres(depth_files: Sequence[str]) -> PersonCentres:
     assert depth_files
     boxes = boxes_of([(_Paths(depth_files), len(depth_files))], processes=1)
     height, width = boxes.sizes[0]
-    shares = boxes.centres[0] / np.array([width, height], np.float64)
-    return PersonCentres(shares, boxes.from_neighbour, boxes.from_centre)
+    counts = boxes.from_neighbour, boxes.from_centre
+    return PersonCentres(boxes.centres[0], (width, height), *counts)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from pipelines.config import DataConfig
 from pipelines.ffmpeg import decode
 from pipelines.index import scan
 from pipelines.loader import Loader
+from pipelines.manifest import Manifest
 from pipelines.plan import eval_plan
 from pipelines.prepare import main
 
@@ -184,8 +186,6 @@ def test_generic_videos_become_what_the_loader_reads(tmp_path):
 
 
 def test_videos_have_the_frames_in_order_and_a_key_frame_every_gop(tmp_path):
-    import av
-
     write_video(tmp_path / "in/wave/a.avi", numbered(range(20), 65, 49))
     out = tmp_path / "out"
     assert prepare("generic", tmp_path / "in", out, "--as", "videos", "--gop", "6") == 0
@@ -370,8 +370,6 @@ def test_the_download_and_other_peoples_files_are_never_written_over(tmp_path, c
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(tmp_path, capsys):
-    from pipelines.manifest import Manifest
-
     source, out = write_ntu(tmp_path / "in", SAMPLES[:1]), tmp_path / "out"
     out.mkdir()
     held = Manifest(str(out))

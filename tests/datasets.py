@@ -11,7 +11,10 @@ import numpy as np
 from clips import write_clip
 from numpy.typing import NDArray
 
+from pipelines.prepare import main
+
 BITS = 8
+NTU_SAMPLES = ("S001C001P001R001A001", "S001C002P003R002A060", "S001C003P002R001A007")
 JESTER_LABELS = ("Swiping Left", "Thumb Up", "No gesture")
 
 
@@ -134,6 +137,20 @@ def write_generic(root: Path, names: Sequence[str]) -> Path:
     for name in names:
         write_video(root / name, numbered(range(6)))
     return root
+
+
+def prepare(dataset: str, source: Path, out: Path, *options: str) -> int:
+    """The command, one clip at a time: its exit status."""
+    return main([dataset, "--source", str(source), "--out", str(out), "--jobs", "1", *options])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The content of every file of a folder, by path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def _encode(

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import (
+    NTU_SAMPLES,
     masked_depth,
     number_in,
     numbered,
     numbers_in,
     nvgesture_line,
+    prepare,
+    tree,
     write_generic,
     write_isogd,
     write_jester,
@@ -32,16 +33,7 @@ from pipelines.config import DataConfig
 from pipelines.ffmpeg import decode
 from pipelines.index import scan
 from pipelines.loader import Loader
-from pipelines.manifest import Manifest
 from pipelines.plan import eval_plan
-from pipelines.prepare import main
-
-ROOT = Path(__file__).resolve().parents[1]
-SAMPLES = ("S001C001P001R001A001", "S001C002P003R002A060", "S001C003P002R001A007")
-
-
-def prepare(dataset: str, source: Path, out: Path, *options: str) -> int:
-    return main([dataset, "--source", str(source), "--out", str(out), "--jobs", "1", *options])
 
 
 def config_of(out: Path, layout: str, which: str, **options: object) -> DataConfig:
@@ -61,47 +53,32 @@ def first_batch(config: DataConfig):
     return next(loader.batches(eval_plan(source, len(source), 0, 1)))
 
 
-def write_cut_short(path: Path) -> None:
-    """A video of 30 frames whose file ends after some 18."""
-    noise = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3), dtype=np.uint8)
-    write_video(path, noise)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_ntu_becomes_what_the_loader_reads(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES), tmp_path / "out"
+    source, out = write_ntu(tmp_path / "in", NTU_SAMPLES), tmp_path / "out"
     assert prepare("ntu60", source, out) == 0
     config = config_of(
         out, "ntu", "dataset_splits/@CV/train.txt", modality="rgbd", depth_encoding="metric"
     )
-    assert names(config) == [(f"{SAMPLES[1]}_rgb", 5, 59), (f"{SAMPLES[2]}_rgb", 5, 6)]
+    assert names(config) == [(f"{NTU_SAMPLES[1]}_rgb", 5, 59), (f"{NTU_SAMPLES[2]}_rgb", 5, 6)]
     batch = first_batch(config)
     assert batch.label.tolist() == [59, 6]
     assert [clip.shape for clip in batch.clip] == [(2, 3, 4, 32, 32)] * 2
-    image = cv2.imread(str(out / f"Images/{SAMPLES[0]}_rgb/000001.jpg"))
+    image = cv2.imread(str(out / f"Images/{NTU_SAMPLES[0]}_rgb/000001.jpg"))
     assert image.shape == (240, 320, 3)
 
 
 def test_depth_frames_of_ntu_stay_the_files_they_are(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES[:1]), tmp_path / "out"
+    source, out = write_ntu(tmp_path / "in", NTU_SAMPLES[:1]), tmp_path / "out"
     prepare("ntu60", source, out)
-    before, after = (root / "nturgb+d_depth_masked" / SAMPLES[0] for root in (source, out))
+    before, after = (root / "nturgb+d_depth_masked" / NTU_SAMPLES[0] for root in (source, out))
     assert tree(after) == tree(before)
     assert os.path.samefile(after / "MDepth-00000001.png", before / "MDepth-00000001.png")
 
 
 def test_without_a_region_of_interest_ntu_keeps_its_whole_frames(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES[:1]), tmp_path / "out"
+    source, out = write_ntu(tmp_path / "in", NTU_SAMPLES[:1]), tmp_path / "out"
     assert prepare("ntu60", source, out, "--no-roi", "--modality", "rgb") == 0
-    assert numbers_in(out / f"Images/{SAMPLES[0]}_rgb") == [1, 2, 3, 4, 5]
+    assert numbers_in(out / f"Images/{NTU_SAMPLES[0]}_rgb") == [1, 2, 3, 4, 5]
     assert not (out / "nturgb+d_depth_masked").exists()
 
 
@@ -201,118 +178,15 @@ def test_videos_have_the_frames_in_order_and_a_key_frame_every_gop(tmp_path):
 
 
 def test_16_bit_depth_stays_frames_beside_videos(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES[:1]), tmp_path / "out"
+    source, out = write_ntu(tmp_path / "in", NTU_SAMPLES[:1]), tmp_path / "out"
     assert prepare("ntu60", source, out, "--as", "videos") == 0
-    assert [p.name for p in (out / "Images").iterdir()] == [f"{SAMPLES[0]}_rgb.mp4"]
-    depth = out / "nturgb+d_depth_masked" / SAMPLES[0]
+    assert [p.name for p in (out / "Images").iterdir()] == [f"{NTU_SAMPLES[0]}_rgb.mp4"]
+    depth = out / "nturgb+d_depth_masked" / NTU_SAMPLES[0]
     assert np.array_equal(cv2.imread(str(depth / "MDepth-00000005.png"), -1), masked_depth(64, 53))
 
 
-def test_a_second_run_makes_nothing(tmp_path, capsys):
-    source, out = write_ntu(tmp_path / "in", SAMPLES), tmp_path / "out"
-    prepare("ntu60", source, out)
-    assert "3 clips made now" in capsys.readouterr().out
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
-    files = tree(out)
-    prepare("ntu60", source, out)
-    assert "0 clips made now" in capsys.readouterr().out
-    assert tree(out) == files
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.jpg")} == before
-
-
-def test_other_options_and_other_sources_make_clips_anew(tmp_path, capsys):
-    source, out = write_ntu(tmp_path / "in", SAMPLES), tmp_path / "out"
-    prepare("ntu60", source, out)
-    capsys.readouterr()
-    prepare("ntu60", source, out, "--quality", "50")
-    assert "3 clips made now" in capsys.readouterr().out
-    write_ntu(source, SAMPLES[:1], rgb=4, depth=4)
-    prepare("ntu60", source, out, "--quality", "50")
-    assert "1 clips made now" in capsys.readouterr().out
-    assert f"{SAMPLES[0]}_rgb 4 0\n" in (out / "dataset_splits/@CS/train.txt").read_text()
-
-
-KILL = """
-import os, signal, sys, {module}
-real, calls = {module}.{function}, [0]
-def counted(*args, **options):
-    calls[0] += 1
-    if calls[0] == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **options)
-{module}.{function} = counted
-from pipelines.prepare import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("module", "function", "call"),
-    [("cv2", "imencode", 1), ("cv2", "imencode", 8), ("os", "link", 3)]
-    + [("os", "replace", call) for call in range(1, 8)],
-)  # fmt: skip
-def test_a_killed_run_goes_on_to_the_same_files(tmp_path, module, function, call):
-    source = write_ntu(tmp_path / "in", SAMPLES[:2], rgb=6)
-    prepare("ntu60", source, tmp_path / "whole")
-    out = tmp_path / "out"
-    arguments = ["ntu60", "--source", str(source), "--out", str(out), "--jobs", "1"]
-    code = KILL.format(module=module, function=function, call=call)
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=False)
-    assert killed.returncode == -9
-    assert not (out / "prepare.json").exists()
-    assert main(arguments) == 0
-    assert tree(out) == tree(tmp_path / "whole")
-
-
-def test_damaged_clips_are_reported_and_in_no_list(tmp_path, capsys):
-    source, out = write_ntu(tmp_path / "in", SAMPLES), tmp_path / "out"
-    video = source / f"nturgb+d_rgb/{SAMPLES[0]}_rgb.avi"
-    write_cut_short(video)
-    depth = source / f"nturgb+d_depth_masked/{SAMPLES[1]}/MDepth-00000003.png"
-    depth.write_bytes(depth.read_bytes()[:-20])
-    assert prepare("ntu60", source, out) == 0
-    rejected = json.loads((out / "prepare.json").read_text())["rejected"]
-    assert sorted(rejected) == [f"{sample}_rgb" for sample in SAMPLES[:2]]
-    assert rejected[f"{SAMPLES[0]}_rgb"].startswith(f"{video}: ")
-    assert rejected[f"{SAMPLES[1]}_rgb"].startswith(f"{depth}: damaged")
-    assert "rejected: 2 clips" in capsys.readouterr().out
-    assert (out / "dataset_splits/@CS/train.txt").read_text() == f"{SAMPLES[2]}_rgb 5 6\n"
-    assert (out / "dataset_splits/@CS/valid.txt").read_text() == ""
-    assert [path.name for path in (out / "Images").iterdir()] == [f"{SAMPLES[2]}_rgb"]
-
-
-def test_a_restored_clip_joins_the_lists(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES[:2]), tmp_path / "out"
-    path = source / f"nturgb+d_rgb/{SAMPLES[0]}_rgb.avi"
-    sound = path.read_bytes()
-    path.write_bytes(b"")
-    prepare("ntu60", source, out)
-    path.write_bytes(sound)
-    prepare("ntu60", source, out)
-    assert (out / "dataset_splits/@CS/train.txt").read_text() == f"{SAMPLES[0]}_rgb 5 0\n"
-    assert json.loads((out / "prepare.json").read_text())["rejected"] == {}
-
-
-def test_keep_damaged_takes_what_can_be_decoded(tmp_path):
-    source = write_ntu(tmp_path / "in", SAMPLES[:1])
-    write_cut_short(source / f"nturgb+d_rgb/{SAMPLES[0]}_rgb.avi")
-    assert prepare("ntu60", source, tmp_path / "out", "--keep-damaged") == 0
-    frames = sorted((tmp_path / f"out/Images/{SAMPLES[0]}_rgb").iterdir())
-    assert 10 < len(frames) < 25
-
-
-def test_a_missing_frame_in_the_middle_rejects_the_clip(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES[:2]), tmp_path / "out"
-    folder = source / "nturgb+d_depth_masked" / SAMPLES[0]
-    (folder / "MDepth-00000003.png").unlink()
-    prepare("ntu60", source, out)
-    assert json.loads((out / "prepare.json").read_text())["rejected"] == {
-        f"{SAMPLES[0]}_rgb": f"{folder}: frame 3 is missing after MDepth-00000002.png"
-    }
-
-
 def test_the_summary_counts_what_is_there(tmp_path):
-    source, out = write_ntu(tmp_path / "in", SAMPLES, rgb=5, depth=4), tmp_path / "out"
+    source, out = write_ntu(tmp_path / "in", NTU_SAMPLES, rgb=5, depth=4), tmp_path / "out"
     prepare("ntu60", source, out)
     summary = json.loads((out / "prepare.json").read_text())
     assert (summary["clips"], summary["frames"]) == (3, {"rgb": 15, "depth": 12})
@@ -356,7 +230,7 @@ def test_an_option_of_another_data_set_is_an_error(tmp_path, capsys, options, ex
 
 
 def test_the_download_and_other_peoples_files_are_never_written_over(tmp_path, capsys):
-    source = write_ntu(tmp_path / "in", SAMPLES[:1])
+    source = write_ntu(tmp_path / "in", NTU_SAMPLES[:1])
     files = tree(source)
     for out in (source, source / "prepared", tmp_path):
         assert prepare("ntu60", source, out) == 1
@@ -367,13 +241,3 @@ def test_the_download_and_other_peoples_files_are_never_written_over(tmp_path, c
     assert prepare("ntu60", source, other) == 1
     assert "holds files but no manifest.jsonl" in capsys.readouterr().err
     assert tree(source) == files and list(other.iterdir()) == [other / "thesis.tex"]
-
-
-def test_two_runs_at_once_in_one_folder_are_refused(tmp_path, capsys):
-    source, out = write_ntu(tmp_path / "in", SAMPLES[:1]), tmp_path / "out"
-    out.mkdir()
-    held = Manifest(str(out))
-    assert prepare("ntu60", source, out) == 1
-    assert capsys.readouterr().err == f"error: {out}: another process prepares here; wait for it\n"
-    held.close()
-    assert prepare("ntu60", source, out) == 0

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.given_clips import clip_requests
 from engine.command import exit_status
 from engine.config import Config
 from engine.distributed import Ranks, place
 from engine.explain import Explanation, Recording
 from engine.explanation_figure import PICTURES, draw
+from engine.given_clips import clip_requests
 from engine.loop import Precision, predict
 from engine.trained import Trained, open_trained
 from pipelines.batch import Batch
@@ -145,8 +145,8 @@ def command_line() -> argparse.ArgumentParser:
         prog="engine/predict.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("clips", nargs="+", metavar="CLIP", help="video or folder of frames, or section.key=value, which "
-        "replaces a value of the config")  # fmt: skip
+    add("clips", nargs="+", metavar="CLIP", help="video or folder of frames, or section.key=value, "
+        "which replaces a value of the config")  # fmt: skip
     add("--checkpoint", required=True, metavar="FILE", help="such as runs/X/last.pt")
     add("--config", metavar="FILE", help="YAML file instead of the config kept in the checkpoint")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")

@@ -20,11 +20,11 @@ from nvidia.dali.types import DALIDataType
 from pipelines import transforms
 from pipelines.config import DataConfig
 from pipelines.culprit import find_problem
-from pipelines.lz4_graph import lz4_frames
+from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.media import Way
 from pipelines.source import ClipRequest, Stream
 from pipelines.verify import suspects
-from pipelines.video_graph import video_frames
+from pipelines.video_graph import decode_video
 
 Requests = Sequence[ClipRequest]
 Arrays = tuple[Any, ...]
@@ -81,10 +81,10 @@ def _frames(
         (frames,) = given
         return frames.gpu() if device == "gpu" else frames, nothing
     if way is Way.LZ4:
-        return lz4_frames(*given), nothing
+        return inflate_depth(*given), nothing
     if way is Way.VIDEO:
         path, numbers = given
-        return video_frames(transforms.read(path), numbers, device), nothing
+        return decode_video(transforms.read(path), numbers, device), nothing
     encoded = transforms.read(given[0]) if way is Way.FILES else given[0]
     decode = transforms.decode_depth if config.in_mm(modality) else transforms.decode_color
     return decode(encoded, device), transforms.signature(encoded)
@@ -124,8 +124,7 @@ def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Wa
     encoded = [data for s in streams for data in s.encoded()]
     if way is Way.IMAGES:
         return (encoded,)
-    sizes = np.array([s.media.size()[::-1] for s in streams], np.int32)
-    return encoded, np.repeat(sizes, [len(s.frames) for s in streams], axis=0)
+    return encoded, inflate_shapes([s.packed_info for s in streams], config.num_frames)
 
 
 def view_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.folders import FrameList, Frames
-from pipelines.pack_format import LZ4, VIDEO
+from pipelines.pack_format import LZ4, VIDEO, TrackInfo
 from pipelines.pack_reader import Pack
 from pipelines.video import VideoInfo, decode_frames
 
@@ -74,14 +74,13 @@ class PackedFrames:
         return f"{self.pack.shard_of(self.clip)}: {self.clip} {self.modality}"
 
     @property
-    def encoding(self) -> str:
-        """One of pipelines/pack_format.py."""
-        return self.pack.info(self.clip, self.modality).encoding
+    def info(self) -> TrackInfo:
+        """Encoding, number and size of the frames."""
+        return self.pack.info(self.clip, self.modality)
 
     def size(self) -> tuple[int, int]:
         """Width and height of the frames."""
-        info = self.pack.info(self.clip, self.modality)
-        return info.width, info.height
+        return self.info.width, self.info.height
 
     def changed_ns(self) -> int:
         """When the clip's shard was last written or replaced."""
@@ -90,7 +89,7 @@ class PackedFrames:
     @property
     def is_lz4(self) -> bool:
         """Whether frames are 16-bit depth without an image format."""
-        return self.encoding == LZ4
+        return self.info.encoding == LZ4
 
     def encoded(self, frames: FrameNumbers) -> list[NDArray[np.uint8]]:
         """(T,) frame numbers -> their bytes. Raises ValueError naming shard, clip and frame."""
@@ -112,5 +111,5 @@ def way_of(media: Media, device: str) -> Way:
         return Way.VIDEO if device in media.dali_devices else Way.RAW
     if media.is_lz4:
         return Way.LZ4 if device == "gpu" else Way.RAW
-    assert media.encoding != VIDEO, "refused when the list was read"
+    assert media.info.encoding != VIDEO, "refused when the list was read"
     return Way.IMAGES

@@ -87,7 +87,15 @@ def _source_clips(indices: dict[str, ClipIndex]) -> list[SourceClip]:
     clips: dict[str, SourceClip] = {}
     for split, index in indices.items():
         for number, listed in enumerate(index.clips):
-            frames = {modality: index.frames(number, modality) for modality in index.files}
+            frames: dict[str, Frames] = {}
+            for modality, media in index.media.items():
+                files = media[number]
+                if not isinstance(files, Frames):
+                    raise ValueError(
+                        f"{files.name}: packs are made of frame folders; set data.source=frames, "
+                        "or extract the frames first (python -m pipelines.prepare)"
+                    )
+                frames[modality] = files
             clip = clips.setdefault(listed.name, SourceClip(listed.name, 0, frames))
             clip.num_frames = max(clip.num_frames, listed.num_frames)
             clip.listed.append((split, listed.label))

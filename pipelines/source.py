@@ -13,6 +13,7 @@ from pipelines.depth import DepthBoxes
 from pipelines.folders import FrameList, Frames
 from pipelines.index import ClipIndex
 from pipelines.media import Media, PackedFrames, VideoFile
+from pipelines.pack_format import TrackInfo
 from pipelines.sampling import (
     BRANCHES,
     DEPTH_VIEW,
@@ -42,6 +43,12 @@ class Stream:
         """The T files of a clip that has one per frame."""
         assert isinstance(self.media, (Frames, FrameList))
         return tuple(self.media.path(frame) for frame in self.frames.tolist())
+
+    @property
+    def packed_info(self) -> TrackInfo:
+        """Of a clip of a pack."""
+        assert isinstance(self.media, PackedFrames)
+        return self.media.info
 
     def encoded(self) -> list[NDArray[np.uint8]]:
         """The bytes of T frames of a pack. Raises ValueError naming shard, clip and frame."""

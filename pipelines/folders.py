@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -41,6 +43,22 @@ class Frames:
         """File of the 0-based frame `number`."""
         return self.pattern.format(frame=self.first + number)
 
+    def path_bytes(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(T,) 0-based frames -> (T, L) bytes of their paths, shorter ones ending in zeros."""
+        before, _, after = self.pattern.partition("{frame:0")
+        width, _, ending = after.partition("d}")
+        largest = int(numbers.max()) + self.first
+        if not width.isdigit() or "{frame" in ending or largest >= 10 ** int(width):
+            return padded([self.path(number) for number in numbers.tolist()])
+        # Of such a path only the digits differ: all of them at once in a tenth of the time.
+        head, tail = (os.fsencode(part.format()) for part in (before, ending))
+        powers = 10 ** np.arange(int(width) - 1, -1, -1)
+        row = np.frombuffer(head + bytes(int(width)) + tail, np.uint8)
+        rows = np.tile(row, (len(numbers), 1))
+        digits = (numbers[:, None] + self.first) // powers % 10 + ord("0")
+        rows[:, len(head) : len(head) + int(width)] = digits
+        return rows
+
     def size(self) -> tuple[int, int]:
         """Width and height of the frames: those of the first. Raises OSError."""
         return _size(self.path(0))
@@ -56,6 +74,10 @@ class FrameList:
         """File of the 0-based frame `number`."""
         return self.paths[number]
 
+    def path_bytes(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(T,) 0-based frames -> (T, L) bytes of their paths, shorter ones ending in zeros."""
+        return padded([self.paths[number] for number in numbers.tolist()])
+
     @property
     def name(self) -> str:
         """What tells these frames from any others on this disk."""
@@ -68,6 +90,12 @@ class FrameList:
     def size(self) -> tuple[int, int]:
         """Width and height of the frames: those of the first. Raises OSError."""
         return _size(self.paths[0])
+
+
+def padded(paths: Sequence[str]) -> NDArray[np.uint8]:
+    """N paths -> (N, L) bytes, shorter ones ending in zeros, as DALI's reader takes them."""
+    encoded = np.array([os.fsencode(path) for path in paths])
+    return encoded.view(np.uint8).reshape(len(paths), encoded.itemsize)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ and torch do the geometry faster (pipelines/geometry.py); `view_graph` is the wh
 GPU.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from nvidia.dali.types import DALIDataType
 from pipelines import transforms
 from pipelines.config import DataConfig
 from pipelines.culprit import find_problem
+from pipelines.folders import padded
 from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.media import Way
 from pipelines.source import ClipRequest, Stream
@@ -116,9 +116,9 @@ def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Wa
     """The inputs of `decode_graph`: one row per frame of the batch, N = B * T, or per clip."""
     streams = _streams(requests, config, modality)
     if way is Way.FILES:
-        return (_paths(path for s in streams for path in s.paths),)
+        return (_joined([s.path_bytes() for s in streams]),)
     if way is Way.VIDEO:
-        return _paths(s.media.name for s in streams), [s.frames.astype(np.int32) for s in streams]
+        return padded([s.media.name for s in streams]), [s.frames.astype(np.int32) for s in streams]
     if way is Way.RAW:
         return ([s.decode() for s in streams],)
     encoded = [data for s in streams for data in s.encoded()]
@@ -155,8 +155,11 @@ def _streams(requests: Requests, config: DataConfig, modality: str) -> list[Stre
     return [request.streams[place] for request in requests]
 
 
-def _paths(paths: Iterable[str]) -> list[Any]:
-    return [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
+def _joined(rows: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Several (T, L) -> one (B * T, L) of the longest L."""
+    longest = max(part.shape[1] for part in rows)
+    parts = [np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in rows]
+    return np.concatenate(parts)
 
 
 def run(

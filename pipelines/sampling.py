@@ -1,6 +1,7 @@
 """Which frames make a clip and which clips make a batch. Index arithmetic: no files, no tensors."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,20 @@ def sample_frames(
     """
     if num_available < 1 or num_frames < 1:
         raise ValueError(f"cannot sample {num_frames} of {num_available} frames")
+    start, stop = _segments(num_available, num_frames)
+    return (start + stop - 1) // 2 if rng is None else rng.integers(start, stop)
+
+
+@lru_cache(maxsize=4096)
+def _segments(num_available: int, num_frames: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First frames of the segments, and the frames behind their last ones. Clips of a data set have
+    few lengths, and a batch asks for four of these per clip."""
     segment = np.arange(num_frames, dtype=np.int64)
     start = num_available * segment // num_frames
     stop = np.maximum(start + 1, num_available * (segment + 1) // num_frames)
-    return (start + stop - 1) // 2 if rng is None else rng.integers(start, stop)
+    for bounds in (start, stop):
+        bounds.setflags(write=False)  # shared by all callers
+    return start, stop
 
 
 def branch_indices(

@@ -44,6 +44,11 @@ class Stream:
         assert isinstance(self.media, (Frames, FrameList))
         return tuple(self.media.path(frame) for frame in self.frames.tolist())
 
+    def path_bytes(self) -> NDArray[np.uint8]:
+        """(T, L) the same as bytes, shorter ones ending in zeros."""
+        assert isinstance(self.media, (Frames, FrameList))
+        return self.media.path_bytes(self.frames)
+
     @property
     def packed_info(self) -> TrackInfo:
         """Of a clip of a pack."""

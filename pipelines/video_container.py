@@ -1,8 +1,8 @@
 """The outer structure of AVI, MP4 and Matroska files: whether all of it is there, and the picture
 size that it notes. Decodes nothing; other containers are not looked at.
 
-FFmpeg reads on after damage and takes a file cut between frames for a short video; DALI makes room
-for pictures of the noted size and, in 2.4, writes past it when those that come out are larger.
+FFmpeg reads on after damage and takes a file cut between frames for a short video; DALI 2.4 makes
+room for pictures of the noted size, and has ended the process where larger ones come out.
 """
 
 import os

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -35,7 +36,7 @@ class Probe:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class Look:
     """What decoding a file from end to end showed."""
 
     packets: list[Packet]
@@ -65,21 +66,21 @@ def probe(path: str) -> VideoInfo:
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {RESTORE}") from None
     with open_video(path, path) as (container, stream):
-        seen = _look_through(container, stream, path)
-        first = seen.first
+        look = look_through(container, stream, path)
+        first = look.first
         turns = _quarter_turns(first)
         width, height = first.width, first.height
         return VideoInfo(
-            num_frames=len(seen.places),
+            num_frames=len(look.places),
             width=height if turns % 2 else width,
             height=width if turns % 2 else height,
             codec=stream.codec_context.codec.canonical_name,
             pixel_format=first.format.name,
             quarter_turns=turns,
-            variable_rate=_is_variable(seen.times),
-            plain=noted == (width, height) and _in_order(seen, container.format.name == "avi"),
-            interlaced=seen.interlaced,
-            seek_points=_seek_points(container, stream, seen, path),
+            variable_rate=_is_variable(look.times),
+            plain=noted == (width, height) and _in_order(look, container.format.name == "avi"),
+            interlaced=look.interlaced,
+            seek_points=_seek_points(container, stream, look, path),
         )
 
 
@@ -131,7 +132,7 @@ def _restored(plain: dict[str, Any]) -> VideoInfo:
     return VideoInfo(**{**plain, "seek_points": points})
 
 
-def _look_through(container: InputContainer, stream: VideoStream, path: str) -> _Seen:
+def look_through(container: InputContainer, stream: VideoStream, path: str) -> Look:
     """Decodes everything. Raises ValueError if nothing is there or frames differ in size."""
     packets: list[Packet] = []
     places: list[int] = []
@@ -158,7 +159,7 @@ def _look_through(container: InputContainer, stream: VideoStream, path: str) -> 
             last_key, keys[number] = number, _checksum(picture)
     if first is None:
         raise ValueError(f"{path}: holds no frames; {RESTORE}")
-    return _Seen(packets, places, times, keys, first, interlaced)
+    return Look(packets, places, times, keys, first, interlaced)
 
 
 def _checksum(picture: VideoFrame) -> int:
@@ -168,7 +169,7 @@ def _checksum(picture: VideoFrame) -> int:
 
 
 def _seek_points(
-    container: InputContainer, stream: VideoStream, seen: _Seen, path: str
+    container: InputContainer, stream: VideoStream, look: Look, path: str
 ) -> tuple[tuple[int, int], ...]:
     """The key frames from which decoding, tried out, starts with the same picture.
 
@@ -176,8 +177,8 @@ def _seek_points(
     shows, the frame is left out, and decoding starts further ahead.
     """
     points = []
-    for number, checksum in seen.keys.items():
-        packet = seen.packets[seen.places[number]]
+    for number, checksum in look.keys.items():
+        packet = look.packets[look.places[number]]
         # MP4 is searched by the time of display, AVI by that of decoding.
         for time in dict.fromkeys((packet.pts, packet.dts)):
             point = (number, time or 0)
@@ -196,22 +197,22 @@ def _leads_to(
 ) -> bool:
     try:
         found = next(pictures_from(container, stream, point, path), None)
-    except (ValueError, OSError):  # no way to there, or none from there
+    except (ValueError, av.FFmpegError):  # no way to there, or none from there
         return False
     return found is not None and _checksum(found[1]) == checksum
 
 
-def _in_order(seen: _Seen, is_avi: bool) -> bool:
+def _in_order(look: Look, is_avi: bool) -> bool:
     """Whether the packets' times alone tell which frame is which."""
-    times = [packet.dts if packet.pts is None else packet.pts for packet in seen.packets]
+    times = [packet.dts if packet.pts is None else packet.pts for packet in look.packets]
     known = [time for time in times if time is not None and time >= 0]
-    if len(set(known)) != len(times) or len(times) != len(seen.places):
+    if len(set(known)) != len(times) or len(times) != len(look.places):
         return False
     in_time = sorted(range(len(times)), key=lambda place: known[place])
     # AVI counts packets; the times that we see of reordered frames are FFmpeg's inference, which
     # DALI, opening files without a first look inside, does without.
-    reordered = seen.places != list(range(len(times)))
-    return in_time == seen.places and not (reordered and is_avi)
+    reordered = look.places != list(range(len(times)))
+    return in_time == look.places and not (reordered and is_avi)
 
 
 def _is_variable(times: Sequence[int | None]) -> bool:

@@ -12,6 +12,7 @@ from nvidia.dali.types import DALIDataType
 from videos import number_of, write_kind, write_video, write_with_hidden_frames
 
 from pipelines.video import decode_frames
+from pipelines.video_copy import copy_with_times
 from pipelines.video_graph import decode_video
 from pipelines.video_index import probe
 
@@ -151,6 +152,15 @@ def test_nvdec_finds_the_same_frames(tmp_path: Path, kind: str) -> None:
     assert numbers(found) == asked
     expected = decode_frames(path, info, asked)
     assert np.abs(found.astype(int) - expected).mean() < NVDEC_LEVELS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["h264_avi_bframes", "mpeg4_bframes"])
+def test_nvdec_finds_the_frames_of_an_avi_that_was_given_times(tmp_path: Path, kind: str) -> None:
+    copy = tmp_path / "copy.mp4"
+    copy_with_times(str(write_kind(tmp_path, kind, 30)), str(copy))
+    (found,) = decode([copy.read_bytes()], [[29, 0, 13, 14, 3]], "gpu")
+    assert numbers(found) == [29, 0, 13, 14, 3]
 
 
 @pytest.mark.gpu

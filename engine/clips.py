@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from engine.config import Config
-from engine.distributed import Ranks
+from engine.distributed import Ranks, RunError
 from engine.loop import Precision
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import depth_boxes
+from pipelines.frame_cache import GIGABYTE, FrameCache
 from pipelines.index import scan
 from pipelines.loader import Loader
 from pipelines.plan import eval_plan, train_plan
@@ -30,6 +31,9 @@ class Clips:
     ranks: Ranks
     dtype: torch.dtype
     """Of the pixels: float16 holds them exactly, so 16-bit training moves half the bytes."""
+
+    cache: FrameCache | None = None
+    """Decoded frames that training and evaluation share (data.cache)."""
 
     def steps_before(self, epoch: int) -> int:
         """Steps of all epochs before `epoch`: a step belongs to the epoch of its first clip."""
@@ -75,7 +79,8 @@ class Clips:
     def _loader(self, max_batch: int) -> Loader:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         threads = self.config.data.workers or max((os.cpu_count() or 1) // local_ranks, 1)
-        return Loader(self.config.data, self.ranks.device, self.dtype, max_batch, threads)
+        data, device = self.config.data, self.ranks.device
+        return Loader(data, device, self.dtype, max_batch, threads, self.cache)
 
 
 def check_batch(config: Config, ranks: Ranks) -> None:
@@ -105,7 +110,12 @@ def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:
     on_gpu = ranks.device.type == "cuda"
     sixteen_bit = on_gpu and precision.compute in (torch.float16, torch.bfloat16)
     dtype = torch.float16 if sixteen_bit else torch.float32
-    return Clips(sources[0], sources[1], config, ranks, dtype)
+    data, cache = config.data, None
+    if data.cache == "gpu" and not on_gpu:
+        raise RunError("data.cache=gpu, but there is no GPU: set data.cache=host")
+    if data.cache != "none":
+        cache = FrameCache(int(data.cache_gb * GIGABYTE))
+    return Clips(sources[0], sources[1], config, ranks, dtype, cache)
 
 
 def class_names(data: DataConfig) -> list[str]:

@@ -33,7 +33,9 @@ def clip_requests(clips: Sequence[str], config: DataConfig) -> list[ClipRequest]
     ]
     branches = branch_indices(config.num_frames, config.branch_frames, None)
     return [
-        ClipRequest(i, 0, tuple(modality[i] for modality in streams), branches, f"clip {name}")
+        ClipRequest(
+            i, 0, tuple(modality[i] for modality in streams), branches, origin=f"clip {name}"
+        )
         for i, name in enumerate(clips)
     ]
 

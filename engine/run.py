@@ -21,7 +21,7 @@ from engine.config import Config, as_dict, load
 from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
-    "data": {"workers", "prefetch", "cache_dir", "max_bad"},
+    "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
     "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir"},
 }
 """Keys that may differ when a run is resumed: they change no result."""

@@ -126,13 +126,15 @@ class Training:
         self.logged = self.progress.step, self.watch.seconds
         if not self.ranks.is_main:
             return
+        cache = self.clips.cache
+        hits = {} if cache is None else {"cache_hits": cache.hit_rate}
         bar.set_postfix(
             loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1%}",
             clips_per_s=f"{speed:.1f}", data_wait=f"{self.watch.wait_share:.0%}",
         )  # fmt: skip
         self.run.log(
             "train", self.progress.step, epoch, **means, lr=rate, temperature=temperature,
-            clips_per_s=speed, data_wait=self.watch.wait_share,
+            clips_per_s=speed, data_wait=self.watch.wait_share, **hits,
         )  # fmt: skip
 
     def _evaluate(self, epoch: int) -> None:

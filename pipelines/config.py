@@ -126,6 +126,13 @@ class DataConfig:
     prefetch: int = 2
     """Batches prepared ahead."""
 
+    cache: str = "none"
+    """Decoded frames of whole clips kept in memory, as many as fit `cache_gb`, neither read nor
+    decoded again: `host`, `gpu` (of each rank's own), or `none`. Batches are the same."""
+
+    cache_gb: float = 8.0
+    """Budget of `cache` per rank, in 10^9 bytes."""
+
     cache_dir: str = ""
     """Where scans and depth boxes are kept; by default `.rgbd_cache` in `root`, or in the user's
     cache folder where `root` cannot be written."""
@@ -154,6 +161,8 @@ class DataConfig:
                 yield key, f"is {getattr(self, key)}; it must be at least {least}"
         if not self.branch_frames or min(self.branch_frames) < 1:
             yield "branch_frames", "needs one positive number of frames per temporal branch"
+        if self.cache != "none" and self.cache_gb <= 0:
+            yield "cache_gb", f"is {self.cache_gb}; it must be positive"
         for key, what in (
             ("flip", "probability"), ("rotate", "probability"), ("max_bad", "share"),
         ):  # fmt: skip
@@ -175,6 +184,7 @@ class DataConfig:
         for key, choices in (
             ("source", SOURCES), ("layout", LAYOUTS), ("modality", MODALITIES),
             ("depth_encoding", DEPTH_ENCODINGS), ("on_error", ("stop", "quarantine")),
+            ("cache", ("none", "host", "gpu")),
         ):  # fmt: skip
             value = getattr(self, key)
             if value not in choices:

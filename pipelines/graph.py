@@ -34,25 +34,34 @@ Feed = Callable[[], Arrays]
 
 
 @pipeline_def
-def decode_graph(feed: Feed, config: DataConfig, modality: str, way: Way) -> tuple[DataNode, ...]:
-    """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, and signatures: on the CPU. Of
-    videos, (T, h, w, 3)."""
+def decode_graph(
+    feed: Feed, config: DataConfig, modality: str, way: Way, device: str = "cpu"
+) -> tuple[DataNode, ...]:
+    """Frames as stored, (h, w, 3) uint8 or (h, w, 1) uint16 mm, on `device`, and signatures (on
+    the CPU). Of videos, (T, h, w, 3)."""
     given = fn.external_source(feed, num_outputs=len(LAYOUTS[way]), layout=LAYOUTS[way])
-    frames, signature = _frames(given, config, modality, way, "cpu")
-    return frames, signature
+    return _frames(given, config, modality, way, device)
 
 
 @pipeline_def
 def view_graph(
-    feed: Feed, config: DataConfig, modality: str, way: Way, device: str, dtype: DALIDataType
+    feed: Feed,
+    config: DataConfig,
+    modality: str,
+    way: Way,
+    device: str,
+    dtype: DALIDataType,
+    given_on: str = "cpu",
 ) -> tuple[DataNode, ...]:
     """(size, size, 3) uint8 pixels, the same normalised in `dtype`, and signatures (on the CPU). Of
-    samples that are whole clips, T of each."""
+    samples that are whole clips, T of each. Frames that come decoded are `given_on` that device."""
     count = 3 + takes_turn_of_rgb(config, modality) + config.boxed(modality)
-    layouts = [*LAYOUTS[way], *[""] * count]
-    given = fn.external_source(feed, num_outputs=len(layouts), layout=layouts)
-    frames, signature = _frames(given[:-count], config, modality, way, device)
-    angle, corner, flip, *more = given[-count:]
+    two = _in_two(feed, len(LAYOUTS[way]))
+    source = fn.external_source(
+        two[0], num_outputs=len(LAYOUTS[way]), layout=LAYOUTS[way], device=given_on
+    )
+    frames, signature = _frames(source, config, modality, way, device)
+    angle, corner, flip, *more = fn.external_source(two[1], num_outputs=count)
     box = more.pop() if config.boxed(modality) else None
     frames = _colour(frames, box, config, modality)
     frames = transforms.rotate(frames, angle, *more)
@@ -62,12 +71,27 @@ def view_graph(
     return pixels, transforms.normalise(pixels, dtype, layout), signature
 
 
+def _in_two(feed: Feed, count: int) -> tuple[Feed, Feed]:
+    """The first `count` inputs and the others as feeds of their own, which DALI calls in turns."""
+    waiting: tuple[deque[Arrays], deque[Arrays]] = (deque(), deque())
+
+    def half(which: int) -> Arrays:
+        if not waiting[which]:
+            arrays = feed()
+            waiting[0].append(arrays[:count])
+            waiting[1].append(arrays[count:])
+        return waiting[which].popleft()
+
+    # DALI looks at the signature: what takes an argument would be given the sample's number.
+    return lambda: half(0), lambda: half(1)
+
+
 LAYOUTS = {
     Way.FILES: [""],
     Way.IMAGES: [""],
     Way.LZ4: ["", ""],
     Way.VIDEO: ["", ""],
-    Way.RAW: ["FHWC"],
+    Way.RAW: ["HWC"],
 }
 """DALI layouts of the inputs that carry frames."""
 
@@ -79,7 +103,7 @@ def _frames(
     nothing = transforms.no_signature()
     if way is Way.RAW:
         (frames,) = given
-        return frames.gpu() if device == "gpu" else frames, nothing
+        return frames.gpu() if device == "gpu" and frames.device == "cpu" else frames, nothing
     if way is Way.LZ4:
         return inflate_depth(*given), nothing
     if way is Way.VIDEO:
@@ -120,7 +144,7 @@ def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Wa
     if way is Way.VIDEO:
         return padded([s.media.name for s in streams]), [s.frames.astype(np.int32) for s in streams]
     if way is Way.RAW:
-        return ([s.decode() for s in streams],)
+        return ([frame for s in streams for frame in s.decode()],)
     encoded = [data for s in streams for data in s.encoded()]
     if way is Way.IMAGES:
         return (encoded,)
@@ -128,9 +152,15 @@ def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Wa
 
 
 def view_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:
-    """The inputs of `view_graph`: those of `decode_graph`, then angles (N,), corners (N, 2), flips
-    (N,), the sizes (N, 2) of frames whose turns are taken over and boxes (N, 4), where there are
-    such. The view of a clip is repeated for each of its frames where these are the samples."""
+    """The inputs of `view_graph`: those of `decode_graph`, then those of the views."""
+    frames = decode_arrays(requests, config, modality, way)
+    return *frames, *views(requests, config, modality, way)
+
+
+def views(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:
+    """Angles (N,), corners (N, 2), flips (N,), the sizes (N, 2) of frames whose turns are taken
+    over and boxes (N, 4), where there are such. The view of a clip is repeated for each of its
+    frames where these are the samples."""
     streams = _streams(requests, config, modality)
     times = [1 if way.by_clip else len(s.frames) for s in streams]
 
@@ -147,7 +177,7 @@ def view_arrays(requests: Requests, config: DataConfig, modality: str, way: Way)
     boxes = [s.boxes for s in streams if s.boxes is not None]
     if boxes:
         arrays.append(np.concatenate(boxes).astype(np.int32))
-    return *decode_arrays(requests, config, modality, way), *arrays
+    return tuple(arrays)
 
 
 def _streams(requests: Requests, config: DataConfig, modality: str) -> list[Stream]:
@@ -178,7 +208,6 @@ def run(
     a batch that is missing, damaged or of another kind.
     """
     batches, in_flight = iter(plan), deque[Requests]()
-    place, in_mm = config.modalities.index(modality), config.in_mm(modality)
 
     def feed() -> Arrays:
         in_flight.append(next(batches))
@@ -191,14 +220,23 @@ def run(
         except StopIteration:
             return
         except Exception as error:
-            # DALI tells the operator, not the file: look for it among the batch's.
-            if in_flight and (found := find_problem(in_flight[0], place, in_mm)):
-                raise found from None
-            raise error
+            raise_fault(in_flight[0] if in_flight else (), config, modality, error)
         requests = in_flight.popleft()
         *outputs, signatures = results
-        glance = signatures.as_array()
-        suspicious = suspects(glance, in_mm) if glance.size else []
-        if found := find_problem(requests, place, in_mm, suspicious):
-            raise found
+        raise_fault(requests, config, modality, signatures)
         yield requests, outputs
+
+
+def raise_fault(requests: Requests, config: DataConfig, modality: str, sign: Any) -> None:
+    """Raises ValueError naming the first bad frame of a batch that gave this `sign` of one: an
+    error of DALI's, raised itself where no frame is at fault, or signatures, which may be sound."""
+    place, in_mm = config.modalities.index(modality), config.in_mm(modality)
+    if isinstance(sign, Exception):
+        # DALI tells the operator, not the file: look for it among the batch's.
+        if found := find_problem(requests, place, in_mm):
+            raise found from None
+        raise sign
+    glance = sign.as_array()
+    suspicious = suspects(glance, in_mm) if glance.size else []
+    if found := find_problem(requests, place, in_mm, suspicious):
+        raise found

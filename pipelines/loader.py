@@ -2,7 +2,7 @@
 clips is for pipelines/plan.py to say, what happens to their pixels for graph.py and geometry.py."""
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,8 +15,18 @@ from torch import Tensor
 from pipelines.background import in_background
 from pipelines.batch import Batch, one_or_each
 from pipelines.config import DataConfig
+from pipelines.frame_cache import FrameCache
 from pipelines.geometry import colour_table, normalise, view_clip
-from pipelines.graph import Requests, decode_arrays, decode_graph, run, view_arrays, view_graph
+from pipelines.graph import (
+    Requests,
+    decode_arrays,
+    decode_graph,
+    run,
+    view_arrays,
+    view_graph,
+    views,
+)
+from pipelines.kept import KeptFrames
 from pipelines.media import Way, way_of
 from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
@@ -33,13 +43,15 @@ class Loader:
         dtype: torch.dtype,
         max_batch: int,
         threads: int,
+        cache: FrameCache | None = None,
     ) -> None:
         """Clips in `dtype` on `device`, at most `max_batch` at a time; `threads` decode and, on the
-        CPU, `threads` more do the geometry."""
+        CPU, `threads` more do the geometry. `cache` as the config's, and other loaders' too."""
         self.config = config
         self.device = device
         self.dtype = dtype
         self.threads = threads
+        self.cache = cache
         self._colours = [colour_table(config, modality) for modality in config.modalities]
         self._pipeline: dict[str, Any] = {
             "batch_size": max_batch * config.num_frames,
@@ -72,10 +84,12 @@ class Loader:
         graph = partial(
             view_graph, device="gpu", dtype=dtype, device_id=device_id, **self._pipeline
         )
+        if self.config.cache == "gpu":
+            graph = partial(graph, given_on="gpu")
         stream = partial(torch.cuda.current_stream, device_id)
         window = self.config.motion_window
         shape = (self.config.size, self.config.size, 3)
-        for requests, outputs in self._run(graph, view_arrays, plan, stream):
+        for requests, outputs in self._run(graph, self._view_arrays(device_id), plan, stream):
             pixels, clips = (
                 [
                     torch.from_dlpack(part.as_tensor()).view(len(requests), -1, *shape)
@@ -91,9 +105,36 @@ class Loader:
         graph = partial(decode_graph, device_id=None, **self._pipeline)
         memory = Recycler()
         with ThreadPoolExecutor(self.threads) as pool:
+            if self.cache is not None:
+                kept = self._kept("cpu", None)
+                for requests in plan:
+                    frames = [part.of(requests) for part in kept.values()]
+                    yield self._cpu_batch(requests, frames, memory, pool)
+                return
             for requests, outputs in self._run(graph, decode_arrays, plan):
                 decoded = [part[0] if part else None for part in outputs]
                 yield self._cpu_batch(requests, decoded, memory, pool)
+
+    def _kept(self, device: str, device_id: int | None) -> dict[str, KeptFrames]:
+        """Frames by way of the cache, of each modality."""
+        assert self.cache is not None
+        options = {"num_threads": self.threads, "device_id": device_id}
+        return {
+            modality: KeptFrames(self.cache, self.config, modality, device, **options)
+            for modality in self.config.modalities
+        }
+
+    def _view_arrays(self, device_id: int) -> Callable[..., Any]:
+        """What feeds the graph of a view: encoded frames, or with a cache decoded ones."""
+        if self.cache is None:
+            return view_arrays
+        kept = self._kept("gpu" if self.config.cache == "gpu" else "cpu", device_id)
+
+        def arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Any:
+            frames = [frame for clip in kept[modality].of(requests) for frame in clip]
+            return frames, *views(requests, config, modality, way)
+
+        return arrays
 
     def _run(
         self, graph: Any, arrays: Any, plan: Iterable[Requests], *stream: Any
@@ -110,7 +151,7 @@ class Loader:
         plans = itertools.tee(itertools.chain([first], plan), len(modalities))
         runs: list[Iterator[tuple[Requests, Sequence[Any]]]] = []
         for modality, stream_of, own_plan in zip(modalities, first[0].streams, plans, strict=True):
-            way = way_of(stream_of.media, device)
+            way = Way.RAW if self.cache is not None else way_of(stream_of.media, device)
             if way is Way.RAW and device == "cpu":
                 runs.append((requests, ()) for requests in own_plan)
             else:
@@ -122,7 +163,8 @@ class Loader:
         self, requests: Requests, decoded: Sequence[Any], memory: Recycler, pool: Executor
     ) -> Batch:
         """B * T decoded frames of each modality, clip after clip, or B videos of T frames, or None
-        where a clip's frames are still to be decoded -> the batch."""
+        where a clip's frames are still to be decoded, or a list of those of each clip -> the
+        batch."""
         config = self.config
         shape = (len(requests), config.num_frames, config.size, config.size)
         num_maps = len(decoded) if config.motion_window else 0
@@ -180,6 +222,8 @@ def _clip_frames(decoded: Any, i: int, stream: Stream) -> Sequence[Any]:
     """T frames (h, w, C) of the batch's clip i, whichever way they come."""
     if decoded is None:
         return list(stream.decode())
+    if isinstance(decoded, list):
+        return list(decoded[i])
     if decoded.layout() == "FHWC":
         return list(np.asarray(decoded[i]))
     places = range(i * len(stream.frames), (i + 1) * len(stream.frames))

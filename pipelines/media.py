@@ -30,7 +30,7 @@ class Way(Enum):
     @property
     def by_clip(self) -> bool:
         """Whether a sample is a whole clip (T, h, w, C) rather than one of its frames."""
-        return self in (Way.VIDEO, Way.RAW)
+        return self is Way.VIDEO
 
 
 @dataclass(frozen=True)

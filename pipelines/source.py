@@ -80,6 +80,9 @@ class ClipRequest:
     branch_indices: tuple[NDArray[np.int64], ...]
     """One (f,) per temporal branch: which of the T frames it sees."""
 
+    num_frames: int = 0
+    """Frames of the whole clip that may be drawn in other epochs; 0: there are none."""
+
     origin: str = ""
     """Name and line in the list, for messages."""
 
@@ -128,6 +131,7 @@ class ClipSource:
                 for modality, view in zip(config.modalities, views, strict=True)
             ),
             branch_indices=branch_indices(config.num_frames, config.branch_frames, branches_rng),
+            num_frames=listed.num_frames,
             origin=f"clip {listed.name}, {self.index.list_path}:{listed.line}",
         )
 

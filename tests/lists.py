@@ -70,7 +70,7 @@ def request(
 def request_of(*streams: Stream, index: int = 0) -> ClipRequest:
     """The same for any number of modalities."""
     branches = (np.arange(2), np.arange(3))
-    return ClipRequest(index, index % 3, streams, branches, f"clip c{index}, l:1")
+    return ClipRequest(index, index % 3, streams, branches, origin=f"clip c{index}, l:1")
 
 
 def twin(request: ClipRequest, config: DataConfig, stream: int = 0) -> NDArray[np.uint8]:

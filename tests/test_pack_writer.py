@@ -1,6 +1,7 @@
 """Shards: whole or absent, the same bytes each time, and readable by others."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -207,3 +208,18 @@ def test_a_video_is_a_member_of_its_own_kind(tmp_path: Path) -> None:
     with tarfile.open(pack.shards[0]) as tar:
         assert f"{key_of('v')}.rgb.mp4" in tar.getnames()
     assert (Pack.open(tmp_path).depth_frames("v", [2])[0] == depth_frames(FRAMES)[2]).all()
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 4000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path, small_disk: None) -> None:
+    with pytest.raises(OSError, match=r"shard-000000\.tar\.partial"):
+        write_pack(tmp_path, CLIPS)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -4,8 +4,8 @@ nothing: pipelines/pack_format.py makes tracks, in as many threads as the caller
 import fcntl
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -141,18 +141,17 @@ class _Shard:
         self._texts.append(members[0][1][0])
 
     def _write(self, data: bytes) -> None:
-        try:
+        with _named(self._file):
             self._file.write(data)
-        except OSError as error:  # a full disk: the system's message has no file name
-            raise OSError(error.errno, error.strerror, self._file.name) from None
         self.size += len(data)
 
     def finish(self) -> None:
         """The tar's own name comes last: a shard that has it is whole and has its indices."""
         self._write(SHARD_END)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with _named(self._file):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         index_path = self.path.with_suffix(".idx")
         _partial(index_path).write_text(index_text(self._samples))
         os.replace(_partial(index_path), index_path)
@@ -160,8 +159,18 @@ class _Shard:
         os.replace(_partial(self.path), self.path)
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk: what is still in the buffer goes, too
+            self._file.close()
         _partial(self.path).unlink()
+
+
+@contextmanager
+def _named(file: BinaryIO) -> Iterator[None]:
+    """A full disk: the system's message has no file name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def _partial(path: Path) -> Path:

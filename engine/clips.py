@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from pipelines.loader import Loader
 from pipelines.plan import eval_plan, train_plan
 from pipelines.sampling import steps_before_epoch
 from pipelines.source import ClipSource
+from pipelines.source_choice import choose_source
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,14 @@ class Clips:
         return "\n".join(lines)
 
     def _loader(self, max_batch: int) -> Loader:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        threads = self.config.data.workers or max((os.cpu_count() or 1) // local_ranks, 1)
         data, device = self.config.data, self.ranks.device
-        return Loader(data, device, self.dtype, max_batch, threads, self.cache)
+        return Loader(data, device, self.dtype, max_batch, loading_threads(data), self.cache)
+
+
+def loading_threads(data: DataConfig) -> int:
+    """Decoding threads of one rank."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return data.workers or max((os.cpu_count() or 1) // local_ranks, 1)
 
 
 def check_batch(config: Config, ranks: Ranks) -> None:
@@ -104,13 +109,19 @@ def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:
 
     Raises RunError on all ranks with every problem of the lists and folders.
     """
+    data = config.data
+    source = ranks.from_main(
+        lambda: choose_source(data, ranks.device, loading_threads(data), log=print)
+    )
+    data = replace(data, source=source)
+    config = replace(config, data=data)
     sources = ranks.from_main(
-        lambda: [_open(config.data, which, config.train.seed) for which in ("train", "eval")]
+        lambda: [_open(data, which, config.train.seed) for which in ("train", "eval")]
     )
     on_gpu = ranks.device.type == "cuda"
     sixteen_bit = on_gpu and precision.compute in (torch.float16, torch.bfloat16)
     dtype = torch.float16 if sixteen_bit else torch.float32
-    data, cache = config.data, None
+    cache = None
     if data.cache == "gpu" and not on_gpu:
         raise RunError("data.cache=gpu, but there is no GPU: set data.cache=host")
     if data.cache != "none":

@@ -1,5 +1,6 @@
 """A run's directory: resolved config, metrics, checkpoints, result. Only rank 0 writes it."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -80,18 +81,31 @@ class RunDirectory:
         self._claim.write(f"process {os.getpid()} on {platform.node()}\n")
         self._claim.flush()
 
-    def prepare(self, config: Config) -> None:
+    def prepare(self, config: Config) -> Config:
         """Make the directory and write the resolved config, or check that a run found there is
-        the same one. Raises ValueError or OSError naming the directory."""
+        the same one. Returns the config, with the source of clips that a run found there chose.
+
+        Raises ValueError or OSError naming the directory.
+        """
         saved = self.path / "config.yaml"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if saved.exists() and self.last.exists():
                 # Loaded, not only parsed: keys that came after that run count as their defaults.
-                self._check_same(as_dict(load(saved)), config)
-            saved.write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+                before = load(saved)
+                if config.data.source == "auto":
+                    data = dataclasses.replace(config.data, source=before.data.source)
+                    config = dataclasses.replace(config, data=data)
+                self._check_same(as_dict(before), config)
+            self.write_config(config)
+            return config
         except OSError as error:
             raise self._cannot_be_written(error) from None
+
+    def write_config(self, config: Config) -> None:
+        """config.yaml: the resolved config."""
+        text = yaml.safe_dump(as_dict(config), sort_keys=False)
+        (self.path / "config.yaml").write_text(text)
 
     def _cannot_be_written(self, error: OSError) -> OSError:
         return OSError(

@@ -29,14 +29,16 @@ class Training:
     """Everything that changes while a run goes on; `fit` takes it from here to the last epoch."""
 
     def __init__(self, config: Config, ranks: Ranks):
-        self.config = config
         self.ranks = ranks
         self.precision = Precision.choose(config.train.precision, ranks.device)
         self.run = RunDirectory(config.train.run_dir)
         ranks.from_main(self.run.claim)
-        ranks.from_main(lambda: self.run.prepare(config))
+        config = ranks.from_main(lambda: self.run.prepare(config))
         ranks.agree(lambda: check_batch(config, ranks))
         self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
+        self.config = config = self.clips.config  # which says what clips are read from
+        if ranks.is_main:
+            self.run.write_config(config)
         if ranks.is_main:
             self.run.write_quarantine(self.clips.quarantined())
         torch.manual_seed(config.train.seed)

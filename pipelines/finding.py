@@ -49,7 +49,9 @@ def find_media(config: DataConfig, root: str, names: Sequence[str], log: Log) ->
 
     Raises ValueError where the pack itself, or the config, is at fault.
     """
-    source = choose_source(config, root, names)
+    source = config.source
+    if source == "auto":  # where none is faster by measurement (pipelines/source_choice.py)
+        source = next(iter(present_sources(config, root, names[0]) if names else ()), "frames")
     if source == "pack":
         return _packed(config, root, names)
     files = modality_files(config)
@@ -72,21 +74,23 @@ def wanted_modalities(config: DataConfig) -> Sequence[str]:
     return list(modality_files(config)) if config.frame_slack else config.modalities
 
 
-def choose_source(config: DataConfig, root: str, names: Sequence[str]) -> str:
-    """`data.source`, or for `auto` what is there: a pack, else frames of the first clip, else
-    its video."""
-    if config.source != "auto":
-        return config.source
-    if find_shards(Path(root)):
-        return "pack"
-    modality = config.modalities[0]
-    files = modality_files(config)[modality]
-    if is_video(files):
-        return "videos"
-    there = os.path.isdir(clip_frames(root, files, names[0]).folder) if names else True
-    if there or not video_path(root, files, video_patterns(config, modality), names[0]):
-        return "frames"
-    return "videos"
+def present_sources(config: DataConfig, root: str, name: str) -> list[str]:
+    """What a clip can be read from: `pack`, `frames`, `videos`. A guess by one clip, made before
+    anything is looked through; empty where nothing of it is there."""
+    present = ["pack"] if find_shards(Path(root)) else []
+    files = modality_files(config)
+    folders, videos = [], []
+    for modality in config.modalities:
+        if not is_video(files[modality]):
+            folders.append(os.path.isdir(clip_frames(root, files[modality], name).folder))
+        patterns = video_patterns(config, modality)
+        videos.append(video_path(root, files[modality], patterns, name) is not None)
+    if len(folders) == len(videos) and all(folders):
+        present.append("frames")
+    # A modality without videos is read from its frames.
+    if any(videos) and all(v or f for v, f in zip(videos, folders or videos, strict=True)):
+        present.append("videos")
+    return present
 
 
 def _folders(

@@ -61,12 +61,8 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
     `log` takes what is worth knowing but stops nothing.
     """
     modality_files(config)  # raises what is wrong with it before any file is looked for
-    root = os.path.expanduser(config.root)
-    if not os.path.isdir(root):
-        raise ValueError(f"{root}: no such folder; set data.root to where the data set is")
-    key = f"{which}_list"
-    path = os.path.join(root, os.path.expanduser(getattr(config, key)))
-    listed, problems = _read_list(path, key, config.num_classes)
+    root, path = _list_path(config, which)
+    listed, problems = _read_list(path, f"{which}_list", config.num_classes)
     long_enough = [clip for clip in listed if clip.num_frames >= config.min_frames]
     found = find_media(config, root, [clip.name for clip in long_enough], log)
     clips, media_problems = _check_media(long_enough, config, found)
@@ -90,6 +86,21 @@ def scan(config: DataConfig, which: str, log: Callable[[str], None] = print) -> 
     quarantined = tuple(f"{path}:{line}: {lines[line]}: {bad[line]}" for line in sorted(bad))
     too_short = len(listed) - len(clips) - len(bad)
     return ClipIndex(tuple(clips), root, media, path, too_short, quarantined)
+
+
+def read_names(config: DataConfig, which: str) -> list[str]:
+    """The names of a list's well-formed lines. Raises ValueError if it cannot be read."""
+    _, path = _list_path(config, which)
+    listed, _ = _read_list(path, f"{which}_list", config.num_classes)
+    return [clip.name for clip in listed]
+
+
+def _list_path(config: DataConfig, which: str) -> tuple[str, str]:
+    """The data set's folder and the list's file."""
+    root = os.path.expanduser(config.root)
+    if not os.path.isdir(root):
+        raise ValueError(f"{root}: no such folder; set data.root to where the data set is")
+    return root, os.path.join(root, os.path.expanduser(getattr(config, f"{which}_list")))
 
 
 def _raise_all(path: str, problems: Problems) -> None:

@@ -15,9 +15,9 @@ import yaml
 from engine import published_config
 from engine.losses import LossConfig
 from engine.optim import OptimConfig
-from engine.typed import convert, suggest, unknown_choice
 from models.registry import MODELS, build_model
 from pipelines.config import DataConfig
+from pipelines.typed import convert, suggest, unknown_choice
 
 FROM_DATA = ("num_classes", "num_frames", "branch_frames")
 """Model options that follow from the data section, so that the two can never disagree."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from engine.typed import suggest
+from pipelines.typed import suggest
 
 Tree = dict[str, Any]
 

@@ -1,8 +1,9 @@
 """What the data section of a run's config says. Values and their checks: no files are touched."""
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from pipelines.typed import unknown_choice
 
 SOURCES = ("auto", "frames", "videos", "pack")
 LAYOUTS = ("generic", "ntu", "nvgesture", "isogd", "thu_read", "jester")
@@ -188,9 +189,7 @@ class DataConfig:
         ):  # fmt: skip
             value = getattr(self, key)
             if value not in choices:
-                near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                yield key, f"is {value!r}{hint} (one of {', '.join(choices)})"
+                yield key, unknown_choice(value, choices)
         near_mm, far_mm = self.depth_range_mm
         if not 0 <= near_mm < far_mm <= 65535:
             yield "depth_range_mm", f"is {[near_mm, far_mm]}; expected 0 <= near < far <= 65535"

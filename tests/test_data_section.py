@@ -32,7 +32,7 @@ def test_patterns_and_overrides_are_read(tmp_path: Path) -> None:
     ("data: [1", "not valid YAML"),
     (GOOD.replace("num_classes", "num_class"), "unknown key 'num_class'; did you mean 'num_cl"),
     ("data: {root: r, train_list: t, num_classes: 3}", "missing key 'eval_list'"),
-    (GOOD.replace("3}", "three}"), "num_classes: 'three' is not of the kind"),
+    (GOOD.replace("3}", "three}"), "num_classes: expected a whole number, found 'three'"),
     (GOOD.replace("3}", "3, layout: nut}"), "layout is 'nut'; did you mean 'ntu'?"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -14,6 +14,7 @@ from pipelines.layouts import (
     clip_path,
     is_video,
     modality_files,
+    renamed,
     video_path,
     video_patterns,
 )
@@ -130,16 +131,20 @@ def _videos(wanted: Mapping[Key, str], config: DataConfig, root: str, log: Log) 
 def _packed(config: DataConfig, root: str, names: Sequence[str]) -> dict[Key, Found]:
     pack = Pack.open(root)
     pack.check_shards()
+    files = modality_files(config).values()
     found: dict[Key, Found] = {}
     for name in names:
+        # A list may call clips by the other modality's name (IsoGD, THU-READ).
+        called = (name, *(renamed(rules, name) for rules in files))
+        clip = next((known for known in called if known in pack), name)
         for modality in wanted_modalities(config):
             try:
-                info = pack.info(name, modality)
+                info = pack.info(clip, modality)
             except ValueError as problem:
                 found[name, modality] = Found(None, 0, "", str(problem))
                 continue
-            media = PackedFrames(pack, name, modality)
-            missing = f"more in {pack.shard_of(name)}; write it anew"
+            media = PackedFrames(pack, clip, modality)
+            missing = f"more in {pack.shard_of(clip)}; write it anew"
             error = _unusable(info, config.in_mm(modality), media.name)
             found[name, modality] = Found(media, info.num_frames, missing, error)
     return found

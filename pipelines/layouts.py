@@ -77,7 +77,7 @@ def modality_files(config: DataConfig) -> dict[str, FrameFiles]:
 
 def clip_frames(root: str, files: FrameFiles, name: str) -> Frames:
     """The frame files of the clip that the list calls `name`."""
-    name = _renamed(files, name)
+    name = renamed(files, name)
     # Braces in the names of folders and clips must survive the later format call.
     root, name = (text.replace("{", "{{").replace("}", "}}") for text in (root, name))
     return Frames(os.path.join(root, files.pattern.replace("{name}", name)), files.first)
@@ -102,7 +102,7 @@ def video_path(root: str, files: FrameFiles, patterns: Sequence[str], name: str)
     """The first video there is of the clip that the list calls `name`."""
     for pattern in patterns:
         stem, any_type, _ = pattern.partition(".*")
-        path = os.path.join(root, stem.replace("{name}", _renamed(files, name)))
+        path = os.path.join(root, stem.replace("{name}", renamed(files, name)))
         for ending in VIDEO_TYPES if any_type else ("",):
             if os.path.exists(path + ending):
                 return path + ending
@@ -111,10 +111,11 @@ def video_path(root: str, files: FrameFiles, patterns: Sequence[str], name: str)
 
 def clip_path(root: str, files: FrameFiles, name: str) -> str:
     """Where the video of a clip should be."""
-    return os.path.join(root, files.pattern.replace("{name}", _renamed(files, name)))
+    return os.path.join(root, files.pattern.replace("{name}", renamed(files, name)))
 
 
-def _renamed(files: FrameFiles, name: str) -> str:
+def renamed(files: FrameFiles, name: str) -> str:
+    """The name of a clip in a list -> its name in this modality's files."""
     for expression, replacement in files.rename:
         name = re.sub(expression, replacement, name)
     return name

@@ -16,7 +16,10 @@ from typing import Any
 from pipelines.datasets import DATASETS
 from pipelines.datasets.download import Wishes
 from pipelines.frames_writer import ROI_SIZE, Form
+from pipelines.pack import summary as pack_summary
+from pipelines.pack_reader import Pack
 from pipelines.preparation import SUMMARY, Summary, claim, prepare
+from pipelines.prepared_packs import pack_prepared
 
 
 def whole(least: int, most: int, text: str) -> int:
@@ -53,9 +56,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--as": {
         "dest": "form",
-        "choices": ("frames", "videos"),
+        "choices": ("frames", "videos", "packs"),
         "default": "frames",
-        "help": "folders of JPEG frames, or H.264 videos; 16-bit depth stays PNG",
+        "help": "folders of JPEG frames, or H.264 videos; 16-bit depth stays PNG;\n"
+        "or packs of frames (docs/packs.md), made from OUT/frames, which may go then",
     },
     "--quality": {
         "type": partial(whole, 1, 100),
@@ -127,13 +131,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
     try:
         form, wishes = _form(options), _wishes(options)
-        claim(options.source, options.out)
+        out = os.path.join(options.out, "frames") if options.form == "packs" else options.out
+        claim(options.source, out)
         download = DATASETS[options.dataset](options.source, wishes)
-        summary, made = prepare(options.dataset, download, options.out, form, options.jobs)
+        summary, made = prepare(options.dataset, download, out, form, options.jobs)
+        if options.form == "packs" and summary.clips:
+            pack_prepared(download, wishes.modality, out, options.out, options.jobs)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(as_text(summary, made, options.out))
+    print(as_text(summary, made, out))
+    if options.form == "packs" and summary.clips:
+        print(pack_summary(Pack.open(options.out)))
     if not summary.clips:
         print(f"error: {options.source}: no usable clip; see above", file=sys.stderr)
     return 0 if summary.clips else 1

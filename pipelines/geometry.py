@@ -74,7 +74,9 @@ def _rotate(image: Pixels, angle: int, turned_as: NDArray[Any]) -> Pixels:
     """Counter-clockwise as that frame about (w/2, h/2), at its own size; bilinear, black border."""
     size = image.shape[1], image.shape[0]
     matrix = rotation(angle, size, (turned_as.shape[1], turned_as.shape[0]))
-    return cv2.warpAffine(image, matrix, size).astype(np.uint8, copy=False)
+    # Four channels turn in less than half the time that three take, to the same numbers.
+    turned = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), matrix, size)
+    return cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
 
 
 def _resize(image: Pixels, width: int, height: int) -> Pixels:
@@ -90,5 +92,8 @@ def _resize(image: Pixels, width: int, height: int) -> Pixels:
 def normalise(pixels: Pixels, out: NDArray[np.floating]) -> None:
     """0..255 -> out: (v - 127.5) / 128, multiples of 1/256 below 1: exact in any float type."""
     for frame, normalised in zip(pixels, out, strict=True):  # frame by frame: in the cache
+        if normalised.dtype == np.float32:  # one pass instead of two
+            cv2.addWeighted(frame, 1 / 128, frame, 0, -127.5 / 128, normalised, cv2.CV_32F)
+            continue
         np.subtract(frame, 127.5, out=normalised, dtype=normalised.dtype)
         normalised *= 1 / 128

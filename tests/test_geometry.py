@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from clips import depth_frames, rgb_frames
+from hypothesis import given
+from hypothesis import strategies as st
 from lists import TINY, TURNS, assert_like_twin
 
 from pipelines import reference
 from pipelines.config import DataConfig
-from pipelines.geometry import colour_table, normalise, view_clip
+from pipelines.geometry import _rotate, colour_table, normalise, view_clip
 from pipelines.view import View
 
 DEPTH = replace(TINY, modality="depth", resize=(72, 54))
@@ -87,3 +90,14 @@ def test_normalised_values_are_exact_in_every_type(dtype: torch.dtype) -> None:
     exact = (pixels.astype(np.float64) - 127.5) / 128
     np.testing.assert_array_equal(out.double().numpy(), exact)
     np.testing.assert_array_equal(out.bfloat16().double().numpy(), exact)
+
+
+@given(
+    height=st.integers(1, 70), width=st.integers(1, 70), angle=st.integers(-30, 30),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_turn_is_opencvs_to_the_last_level(height, width, angle, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+    expected = cv2.warpAffine(image, matrix, (width, height))
+    np.testing.assert_array_equal(_rotate(image, angle, image), expected)

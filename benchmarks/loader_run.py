@@ -1,0 +1,195 @@
+"""Runs the loader benchmark's cases, each in a process of its own, in turns. Prints nothing and
+knows no source: benchmarks/loader_sources.py does."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from benchmarks.loader_cases import Case, Setting
+from benchmarks.loader_sources import SOURCES, keep_scans
+from benchmarks.page_cache import drop, files_below, read_in, share_in_memory
+from benchmarks.records import summary
+
+SHORTEST = 0.3
+"""Seconds: windows of quick stages have more batches than `Setting.batches`."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Window:
+    """One turn of one case."""
+
+    clips: int
+    seconds: float
+    cpu_seconds: float
+    """Of the case's processes, all threads."""
+
+    caller_seconds: float
+    """Processor time of the thread that asks for batches: on the GPU path all of Python's."""
+
+    gpu_bytes: int
+    """How much more of the device's memory is taken than before."""
+
+    left_memory: float | None
+    """Share of the files that dropping really took out of memory; None: not asked or not known."""
+
+
+def serve(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
+    """In a process of its own: a `Window` for each True that arrives, then the most memory in bytes
+    that the case's processes had beyond what this one took before."""
+    torch.set_num_threads(1)  # the loader has threads of its own
+    cv2.setNumThreads(1)
+    files = files_below(data / SOURCES[case.source].folder) if case.pages == "cold" else []
+    before = _most_resident(os.getpid())
+    batches: Iterator[Any] = SOURCES[case.source].open(case, setting, data)
+    try:
+        while pipe.recv():
+            pipe.send(_window(case, setting, batches, files))
+        pipe.send(sum(_most_resident(process) - before for process in _processes()))
+    except EOFError:  # the benchmark was stopped
+        return
+
+
+def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequence[Path]) -> Window:
+    """As many batches wait at its end as at its beginning, so that none is a gift."""
+    taken = _taken(case.device)
+    left = _dropped(files) if files else None
+    for _ in range(setting.ahead):
+        next(batches)
+    most = setting.cold_batches if files else 10**9
+    _wait_for(case.device)
+    started, cpu, caller = time.perf_counter(), _cpu_seconds(), time.thread_time()
+    done = 0
+    while done < most and (done < setting.batches or time.perf_counter() - started < SHORTEST):
+        next(batches)
+        done += 1
+    caller = time.thread_time() - caller
+    _wait_for(case.device)
+    seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
+    _settle()
+    return Window(
+        done * setting.batch, seconds, cpu, caller / done, _taken(case.device) - taken, left
+    )
+
+
+def _dropped(files: Sequence[Path]) -> float | None:
+    drop(files)
+    still = share_in_memory(files)
+    return None if still is None else 1 - still
+
+
+def _settle() -> None:
+    """Waits until the batches ahead are made: the next case's turn is its own."""
+    cpu, spent = _cpu_seconds(), 1.0
+    while spent > 0.02:  # one or two ticks of the kernel's clock in a tenth of a second
+        time.sleep(0.1)
+        now = _cpu_seconds()
+        cpu, spent = now, now - cpu
+
+
+def _processes() -> list[int]:
+    """This process and those it started."""
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
+
+
+def _cpu_seconds() -> float:
+    """Processor time of all threads of the case's processes so far."""
+    total = 0
+    for process in _processes():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])  # user, system
+    return total / TICKS
+
+
+def _most_resident(process: int) -> int:
+    """Bytes: the most the process ever had in memory."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
+
+
+def _wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _taken(device: str) -> int:
+    """Bytes of the device's memory in use by anyone: cases take turns."""
+    if device != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def measure(cases: Sequence[Case], setting: Setting, data: Path) -> dict[str, dict[str, Any]]:
+    """The entries of cases of one turn. Raises ValueError for one that cannot be set up."""
+    if cases[0].pages == "cold" and setting.cold_batches < 1:
+        least = (setting.ahead + 1) * setting.batch
+        raise ValueError(f"--clips {setting.clips}: cold files need at least {least}, else some "
+                         "are read twice")  # fmt: skip
+    keep_scans(cases[0], setting, data)
+    if cases[0].pages == "warm":
+        for folder in {SOURCES[case.source].folder for case in cases}:
+            read_in(files_below(data / folder))
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[Case, Connection] = {}
+    for case in cases:
+        pipes[case], theirs = context.Pipe()
+        # Not daemons: those may not start worker processes. They end with the pipe.
+        context.Process(target=serve, args=(case, setting, data, theirs)).start()
+        theirs.close()
+    try:
+        return _take_turns(pipes, setting)
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+
+
+def _take_turns(pipes: dict[Case, Connection], setting: Setting) -> dict[str, dict[str, Any]]:
+    windows: dict[Case, list[Window]] = {case: [] for case in pipes}
+    for _ in range(1 + setting.windows):
+        for case, pipe in pipes.items():
+            windows[case].append(_ask(case, pipe, True))
+    return {
+        case.name: entry(case, windows[case], _ask(case, pipe, False), setting)
+        for case, pipe in pipes.items()
+    }
+
+
+def _ask(case: Case, pipe: Connection, question: bool) -> Any:
+    try:
+        pipe.send(question)
+        return pipe.recv()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise ValueError(f"{case.name}: stopped; its process said why above") from None
+
+
+def entry(
+    case: Case, windows: Sequence[Window], memory_bytes: int, setting: Setting
+) -> dict[str, Any]:
+    """What the record says of a case; the first window is its warm-up."""
+    counted = windows[1:]
+    seconds = summary([window.seconds / window.clips for window in counted])
+    found = {
+        "name": case.name,
+        "clips_per_s": 1 / seconds["median"],
+        "seconds": seconds,
+        "cores": sum(w.cpu_seconds for w in counted) / sum(w.seconds for w in counted),
+        "memory_bytes": memory_bytes,
+    }
+    if case.device == "cuda":
+        caller_ms = [1000 * window.caller_seconds for window in counted]
+        found["gpu_memory_bytes"] = sum(window.gpu_bytes for window in windows)
+        found["python_ms_per_batch"] = summary(caller_ms)["median"]
+    if left := [window.left_memory for window in counted if window.left_memory is not None]:
+        found["left_page_cache"] = summary(left)["median"]
+    return found

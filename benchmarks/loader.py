@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,18 @@ def choose(
 
 
 def measure_all(
-    cases: Sequence[Case], setting: Setting, data: Path
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Entries by name, and what went wrong: one turn that fails does not end the others."""
+    cases: Sequence[Case], setting: Setting, data: Path, errors: list[str]
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Entries by name, those of one turn after the other. What a turn raises goes to `errors` and
+    does not end the others."""
     for write_data in {SOURCES[case.source].write for case in cases}:
         write_data(data, setting)
-    entries: dict[str, dict[str, Any]] = {}
-    errors = []
     for _, turn in itertools.groupby(cases, key=lambda case: case.turn):
         try:
-            entries |= measure(list(turn), setting, data)
+            yield measure(list(turn), setting, data)
         except ValueError as error:
             errors.append(str(error))
             print(f"error: {error}", file=sys.stderr)
-    return entries, errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,17 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def speed(options: argparse.Namespace, setting: Setting, data: Path) -> int:
-    """The cases, and what Python does for a batch."""
+    """The cases, and what Python does for a batch. The JSON is written after each turn: a run that
+    is stopped keeps what it has."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     cases, missing = choose(devices, options.only, options.peers)
-    entries, errors = measure_all(cases, setting, data)
+    entries: dict[str, dict[str, Any]] = {}
+    errors: list[str] = []
     whats = [what for what in WHATS if any(case.what == what for case in cases)]
     work = {what: python_work.python_work(setting, what) for what in whats}
+    contents = {"entries": entries, "missing": missing, "python_ms": work, "errors": errors}
+    for found in measure_all(cases, setting, data, errors):
+        entries |= found
+        _keep(options, setting, "loader, rendered clips", **contents)
     print(loader_table.as_text(entries, missing))
     for what in whats:
         print(f"\n{python_work.as_text(work[what], what, setting)}")
-    contents = {"entries": entries, "missing": missing, "python_ms": work, "errors": errors}
-    _keep(options, setting, "loader, rendered clips", **contents)
     return 1 if errors else 0
 
 
@@ -106,7 +108,6 @@ def memory(options: argparse.Namespace, setting: Setting, data: Path) -> int:
     print(memory_curve.as_text(curve))
     if options.plot:
         memory_curve.plot(curve, options.plot)
-        print(f"written: {options.plot}")
     _keep(options, setting, "resident memory of the loader", curve=curve)
     return 0
 
@@ -116,7 +117,6 @@ def _keep(options: argparse.Namespace, setting: Setting, what: str, **contents: 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         about = dataclasses.asdict(setting)
         write(record(what, "benchmarks.loader", device, setting=about, **contents), options.json)
-        print(f"written: {options.json}")
 
 
 def _size(text: str) -> tuple[int, int]:

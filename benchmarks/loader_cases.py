@@ -36,14 +36,14 @@ PAGES = ("warm", "cold")
 class Setting:
     """What all cases of a run share; two runs are comparable where it is the same."""
 
-    clips: int = 48
+    clips: int = 64
     size: int = 224
     frames: int = 64
-    batch: int = 4
+    batch: int = 8
     workers: int = len(os.sched_getaffinity(0))
     prefetch: int = DataConfig.prefetch
     windows: int = 5
-    batches: int = 4
+    batches: int = 3
     rgb_size: tuple[int, int] = (320, 240)
     depth_size: tuple[int, int] = (512, 424)
     seed: int = 0

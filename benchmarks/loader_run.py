@@ -3,6 +3,7 @@ knows no source: benchmarks/loader_sources.py does."""
 
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from typing import Any
 import cv2
 import torch
 
+from benchmarks.engines import engine_use
 from benchmarks.loader_cases import Case, Setting
 from benchmarks.loader_sources import SOURCES, keep_scans
 from benchmarks.page_cache import drop, files_below, read_in, share_in_memory
 from benchmarks.records import summary
 
-SHORTEST = 0.3
-"""Seconds: windows of quick stages have more batches than `Setting.batches`."""
-
-TICKS = os.sysconf("SC_CLK_TCK")
+SHORTEST = {"cpu": 0.3, "cuda": 0.8}
+"""Seconds: windows of quick stages have more batches than `Setting.batches`. A GPU's driver says
+how busy its engines were over a period of up to a second."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,15 @@ class Window:
     cpu_seconds: float
     """Of the case's processes, all threads."""
 
-    caller_seconds: float
-    """Processor time of the thread that asks for batches: on the GPU path all of Python's."""
+    caller_seconds_per_batch: float
+    """Processor time of the thread that asks for batches: on the GPU path all of Python's, and
+    what DALI does between taking arrays and giving a batch."""
 
     gpu_bytes: int
     """How much more of the device's memory is taken than before."""
+
+    engines: dict[str, float]
+    """How busy each engine of the GPU was, 0 to 1."""
 
     left_memory: float | None
     """Share of the files that dropping really took out of memory; None: not asked or not known."""
@@ -65,20 +70,25 @@ def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequenc
     left = _dropped(files) if files else None
     for _ in range(setting.ahead):
         next(batches)
-    most = setting.cold_batches if files else 10**9
+    most = setting.cold_batches if files else sys.maxsize
     _wait_for(case.device)
     started, cpu, caller = time.perf_counter(), _cpu_seconds(), time.thread_time()
     done = 0
-    while done < most and (done < setting.batches or time.perf_counter() - started < SHORTEST):
+    while done < most and (
+        done < setting.batches or time.perf_counter() - started < SHORTEST[case.device]
+    ):
         next(batches)
         done += 1
     caller = time.thread_time() - caller
     _wait_for(case.device)
     seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
+    engines = engine_use() if case.device == "cuda" else {}
     _settle()
     return Window(
-        done * setting.batch, seconds, cpu, caller / done, _taken(case.device) - taken, left
-    )
+        clips=done * setting.batch, seconds=seconds, cpu_seconds=cpu,
+        caller_seconds_per_batch=caller / done, gpu_bytes=_taken(case.device) - taken,
+        engines=engines, left_memory=left,
+    )  # fmt: skip
 
 
 def _dropped(files: Sequence[Path]) -> float | None:
@@ -90,7 +100,7 @@ def _dropped(files: Sequence[Path]) -> float | None:
 def _settle() -> None:
     """Waits until the batches ahead are made: the next case's turn is its own."""
     cpu, spent = _cpu_seconds(), 1.0
-    while spent > 0.02:  # one or two ticks of the kernel's clock in a tenth of a second
+    while spent > 0.01:
         time.sleep(0.1)
         now = _cpu_seconds()
         cpu, spent = now, now - cpu
@@ -102,12 +112,9 @@ def _processes() -> list[int]:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of all threads of the case's processes so far."""
-    total = 0
-    for process in _processes():
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])  # user, system
-    return total / TICKS
+    """Processor time of all threads of the case's processes so far. By the clock of each process
+    (clock_getcpuclockid): the ticks in /proc miss threads that sleep often."""
+    return sum(time.clock_gettime((~process << 3) | 2) for process in _processes())
 
 
 def _most_resident(process: int) -> int:
@@ -183,11 +190,17 @@ def entry(
         "name": case.name,
         "clips_per_s": 1 / seconds["median"],
         "seconds": seconds,
+        "cpu_seconds_per_clip": summary([w.cpu_seconds / w.clips for w in counted])["median"],
         "cores": sum(w.cpu_seconds for w in counted) / sum(w.seconds for w in counted),
         "memory_bytes": memory_bytes,
     }
     if case.device == "cuda":
-        caller_ms = [1000 * window.caller_seconds for window in counted]
+        caller_ms = [1000 * window.caller_seconds_per_batch for window in counted]
+        engines = [window.engines for window in counted]
+        found["engines"] = {
+            name: summary([shares[name] for shares in engines if name in shares])["median"]
+            for name in engines[0]
+        }
         found["gpu_memory_bytes"] = sum(window.gpu_bytes for window in windows)
         found["python_ms_per_batch"] = summary(caller_ms)["median"]
     if left := [window.left_memory for window in counted if window.left_memory is not None]:

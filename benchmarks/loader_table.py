@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.engines import busiest
 from benchmarks.loader_cases import UPTOS
 
 Entries = dict[str, dict[str, Any]]
+
+COLUMNS = {
+    "clips/s": 9, "quartiles": 20, "x twin": 8, "CPU ms": 8, "cores": 7, "MiB": 7, "GPU MiB": 9,
+    "Python ms": 11, "cold": 6, "busiest": 14,
+}  # fmt: skip
+"""Heads and widths. CPU: processor time per clip, which a busy machine changes least. Python: per
+batch. Cold: share of the files that left the page cache."""
 
 TWIN = "twin"
 """The peer that all sources are compared with."""
@@ -13,10 +21,8 @@ TWIN = "twin"
 
 def as_text(entries: Entries, missing: dict[str, str]) -> str:
     """Every entry, what is missing and why, and the stages' shares."""
-    lines = [
-        f"{'case':<44}{'clips/s':>9}{'quartiles':>20}{'twin':>7}{'cores':>7}{'memory':>10}"
-        f"{'GPU':>10}{'Python':>9}{'cold':>6}"
-    ]
+    heads = "".join(f"{head:>{width}}" for head, width in COLUMNS.items())
+    lines = [f"{'case':<44}{heads}"]
     lines += [_row(name, entry, entries) for name, entry in entries.items()]
     lines += [f"{name:<44}{why:>29}" for name, why in missing.items()]
     splits = list(_split_rows(entries))
@@ -28,21 +34,23 @@ def as_text(entries: Entries, missing: dict[str, str]) -> str:
 
 def _row(name: str, entry: dict[str, Any], entries: Entries) -> str:
     spread = entry["seconds"]
-    quartiles = f"{1 / spread['q3']:.2f} to {1 / spread['q1']:.2f}"
     ratio = over_twin(name, entries)
     gpu, python = entry.get("gpu_memory_bytes"), entry.get("python_ms_per_batch")
     left = entry.get("left_page_cache")
-    cells = [
-        "" if ratio is None else f"{ratio:.2f}x",
-        f"{entry['cores']:.1f}",
-        f"{entry['memory_bytes'] / 2**20:.0f} MiB",
-        "" if gpu is None else f"{gpu / 2**20:.0f} MiB",
-        "" if python is None else f"{python:.2f} ms",
+    cells = (
+        f"{entry['clips_per_s']:.2f}",
+        f"{1 / spread['q3']:.2f} to {1 / spread['q1']:.2f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        f"{1000 * entry['cpu_seconds_per_clip']:.1f}",
+        f"{entry['cores']:.2f}",
+        f"{entry['memory_bytes'] / 2**20:.0f}",
+        "" if gpu is None else f"{gpu / 2**20:.0f}",
+        "" if python is None else f"{python:.2f}",
         "" if left is None else f"{left:.0%}",
-    ]
-    widths = (7, 7, 10, 10, 9, 6)
-    row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"{name:<44}{entry['clips_per_s']:>9.2f}{quartiles:>20}{row}"
+        busiest(entry.get("engines", {}), entry["cores"]),
+    )
+    widths = COLUMNS.values()
+    return f"{name:<44}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
 
 
 def over_twin(name: str, entries: Entries) -> float | None:

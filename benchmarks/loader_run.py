@@ -59,7 +59,8 @@ def serve(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
     try:
         while pipe.recv():
             pipe.send(_window(case, setting, batches, files))
-        pipe.send(sum(_most_resident(process) - before for process in _processes()))
+        own, *workers = _processes()
+        pipe.send(_most_resident(own) - before + sum(map(_private, workers)))
     except EOFError:  # the benchmark was stopped
         return
 
@@ -122,6 +123,13 @@ def _most_resident(process: int) -> int:
     status = Path(f"/proc/{process}/status").read_text()
     (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
+
+
+def _private(process: int) -> int:
+    """Bytes that the process has now and shares with none: a forked one begins with its parent's,
+    so that the most it ever had says little. Batches on their way between processes are in none."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def _wait_for(device: str) -> None:

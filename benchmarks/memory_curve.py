@@ -78,6 +78,7 @@ def plot(curve: dict[str, Any], path: str) -> None:
     batches, resident = zip(*curve["samples"], strict=True)
     axes.plot(batches, [value / 2**20 for value in resident])
     axes.axvline(WARM_UP * curve["batches"], color="grey", linestyle=":")
-    axes.set(xlabel="batches", ylabel="resident memory (MiB)", ylim=(0, None))
+    top = 1.2 * max(resident) / 2**20
+    axes.set(xlabel="batches", ylabel="resident memory (MiB)", ylim=(0, top))
     axes.set_title(f"{curve['name']}: {curve['growth_percent']:+.2f} % after the warm-up")
     figure.savefig(path, dpi=120)

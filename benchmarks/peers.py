@@ -35,7 +35,11 @@ def missing(module: str) -> str:
 def batches(
     source: ClipSource, batch: int, workers: int, data: Path, decoder: Decoder | None
 ) -> Iterator[Any]:
-    """Endless batches of `workers` processes; `decoder` None reads frame files."""
+    """Endless batches of `workers` processes; `decoder` None reads frame files.
+
+    The workers are forked, as torch's default has it: not from a process in which DALI or OpenCV
+    has started threads.
+    """
     clips = _Clips(source, data, decoder)
     return iter(
         DataLoader(

@@ -127,7 +127,8 @@ def test_a_video_library_delivers_the_frames_asked_for(clips):
 
 def test_a_peer_hands_over_what_the_twin_computes(clips):
     case = replace(MOTION, source="twin")
-    made, maps, label, _ = next(SOURCES["twin"].open(case, TINY, clips))
+    # In this process: a worker forked from one in which DALI and OpenCV have threads may hang.
+    made, maps, label, _ = next(SOURCES["twin"].open(case, replace(TINY, workers=0), clips))
     source = clip_source(case, TINY, clips / "frames", layout="ntu")
     request = source.train_request(0, 0)
     pixels = reference.clip_pixels(request.streams, source.config)

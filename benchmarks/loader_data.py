@@ -6,10 +6,13 @@ from pathlib import Path
 import av
 
 from benchmarks.loader_cases import Setting
-from pipelines import reference
+from pipelines import pack, reference
 from pipelines.synthetic import RGB_FOLDER, write_dataset
 
-FRAMES, VIDEOS = "frames", "videos"
+FRAMES, VIDEOS, PACK = "frames", "videos", "pack"
+
+VIDEO_PATTERN = f"../{VIDEOS}/{{name}}.mp4"
+"""Of data.rgb, where data.root is FRAMES."""
 
 
 def write_frames(data: Path, setting: Setting) -> None:
@@ -40,6 +43,13 @@ def write_videos(data: Path, setting: Setting) -> None:
             part = video.with_name(f"part-{video.name}")
             _write_video(sorted(folder.iterdir()), part, setting)
             part.replace(video)
+
+
+def write_pack(data: Path, setting: Setting) -> None:
+    """data/pack: the same clips, both modalities, as tar shards."""
+    write_frames(data, setting)
+    config = setting.data_config(str(data / FRAMES), "rgbd", "view", {"layout": "ntu"})
+    pack.write(config, data / PACK, setting.workers)
 
 
 def video_path(data: Path, clip: str) -> Path:

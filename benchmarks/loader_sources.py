@@ -12,9 +12,19 @@ import torch
 
 from benchmarks import peers
 from benchmarks.loader_cases import UPTOS, WHATS, Case, Setting
-from benchmarks.loader_data import FRAMES, VIDEOS, write_frames, write_videos
+from benchmarks.loader_data import (
+    FRAMES,
+    PACK,
+    VIDEO_PATTERN,
+    VIDEOS,
+    write_frames,
+    write_pack,
+    write_videos,
+)
 from benchmarks.loader_stages import first_stages
+from pipelines.config import FrameFiles
 from pipelines.depth_boxes import depth_boxes
+from pipelines.frame_cache import FrameCache
 from pipelines.graph import Requests
 from pipelines.index import scan
 from pipelines.loader import Loader
@@ -22,6 +32,8 @@ from pipelines.source import ClipSource
 
 Open = Callable[[Case, Setting, Path], Iterator[Any]]
 """A case and the data folder -> its batches, without end."""
+
+CACHE_BYTES = 8 * 10**9
 
 LOADED = ("view", "motion")
 """How far work goes that the loader or a peer does as a whole."""
@@ -67,9 +79,11 @@ def plan(source: ClipSource, batch: int) -> Iterator[Requests]:
         yield [source.train_request(*divmod(place, len(source))) for place in places]
 
 
-def open_loader(case: Case, setting: Setting, data: Path, **options: Any) -> Iterator[Any]:
-    """Batches of `pipelines.loader` from frame folders, or what its first stages make."""
-    source = clip_source(case, setting, data / FRAMES, **options)
+def open_loader(
+    case: Case, setting: Setting, data: Path, folder: str = FRAMES, **options: Any
+) -> Iterator[Any]:
+    """Batches of `pipelines.loader`, or of frame folders what its first stages make."""
+    source = clip_source(case, setting, data / folder, **options)
     device = torch.device(case.device)
     requests = plan(source, setting.batch)
     if case.upto not in LOADED:
@@ -78,7 +92,8 @@ def open_loader(case: Case, setting: Setting, data: Path, **options: Any) -> Ite
             batch_size=setting.batch * setting.frames, prefetch_queue_depth=setting.prefetch,
         )  # fmt: skip
     dtype = torch.bfloat16 if case.device == "cuda" else torch.float32
-    loader = Loader(source.config, device, dtype, setting.batch, setting.workers)
+    cache = None if source.config.cache == "none" else FrameCache(CACHE_BYTES)
+    loader = Loader(source.config, device, dtype, setting.batch, setting.workers, cache)
     return loader.batches(requests)
 
 
@@ -99,7 +114,28 @@ def video_peer(module: str, decoder: peers.Decoder) -> Source:
 
 
 SOURCES: dict[str, Source] = {
-    "frames": Source(FRAMES, write_frames, partial(open_loader, layout="ntu"), uptos=tuple(UPTOS)),
+    "frames": Source(
+        FRAMES,
+        write_frames,
+        partial(open_loader, layout="ntu", source="frames"),
+        uptos=tuple(UPTOS),
+    ),
+    "videos": Source(
+        VIDEOS,
+        write_videos,
+        partial(open_loader, layout="ntu", source="videos", rgb=FrameFiles(VIDEO_PATTERN)),
+        whats=("rgb", "rgbd"),
+    ),
+    "pack": Source(PACK, write_pack, partial(open_loader, folder=PACK, layout="ntu")),
+    "cache_host": Source(
+        FRAMES, write_frames, partial(open_loader, layout="ntu", source="frames", cache="host")
+    ),
+    "cache_gpu": Source(
+        FRAMES,
+        write_frames,
+        partial(open_loader, layout="ntu", source="frames", cache="gpu"),
+        devices=("cuda",),
+    ),
     "twin": Source(
         FRAMES, write_frames, partial(open_peer, decoder=None), devices=("cpu",), is_peer=True
     ),

@@ -4,6 +4,7 @@ end there, driven as the loader drives its own. The later stages are the loader 
 # DALI's type stubs have gaps.
 # mypy: disable-error-code="attr-defined, call-overload"
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import DataNode
-from nvidia.dali.types import DALIDataType
 
 from pipelines import transforms
 from pipelines.config import DataConfig
-from pipelines.graph import Feed, Requests, path_arrays, run, view_arrays
+from pipelines.graph import Feed, Requests, decode_arrays, decode_graph, run, view_arrays
+from pipelines.media import Way
 
 
 def first_stages(
@@ -23,30 +24,48 @@ def first_stages(
 ) -> Iterator[Any]:
     """One item per batch of the plan, made on `device` as far as `hand_over`, `read` or `decode`.
 
-    `pipeline`: batch_size, num_threads, prefetch_queue_depth of the DALI pipeline.
+    `pipeline`: batch_size, num_threads, prefetch_queue_depth of the DALI pipelines, one for each
+    modality.
     """
     on_gpu = device == "cuda"
     pipeline["device_id"] = torch.cuda.current_device() if on_gpu else None
-    if upto == "hand_over":
-        return _handed_over(plan, view_arrays if on_gpu else path_arrays, pipeline)
-    graph = partial(
-        _file_graph, config=config, device="gpu" if on_gpu else "cpu", decoded=upto == "decode",
-        **pipeline,
-    )  # fmt: skip
-    stream: Callable[[], Any] = torch.cuda.current_stream if on_gpu else lambda: None
-    return run(graph, path_arrays, plan, config, stream)
+    plans = itertools.tee(plan, len(config.modalities))
+    stage = _handed_over if upto == "hand_over" else partial(_from_files, upto == "decode")
+    yield from zip(
+        *(
+            stage(own_plan, config, modality, on_gpu, pipeline)
+            for own_plan, modality in zip(plans, config.modalities, strict=True)
+        ),
+        strict=True,
+    )
 
 
 def _handed_over(
     plan: Iterable[Requests],
-    arrays: Callable[[Requests], tuple[Any, ...]],
+    config: DataConfig,
+    modality: str,
+    on_gpu: bool,
     pipeline: dict[str, Any],
 ) -> Iterator[Any]:
-    batches = iter(plan)
-    num_inputs = len(arrays(next(batches)))
-    graph = _input_graph(lambda: arrays(next(batches)), num_inputs, **pipeline)
+    make = view_arrays if on_gpu else decode_arrays
+    batches = (make(requests, config, modality, Way.FILES) for requests in plan)
+    graph = _input_graph(lambda: next(batches), len(next(batches)), **pipeline)
     while True:
         yield graph.run()
+
+
+def _from_files(
+    decoded: bool,
+    plan: Iterable[Requests],
+    config: DataConfig,
+    modality: str,
+    on_gpu: bool,
+    pipeline: dict[str, Any],
+) -> Iterator[Any]:
+    stream: Callable[[], Any] = torch.cuda.current_stream if on_gpu else lambda: None
+    graph = partial(decode_graph, device="gpu" if on_gpu else "cpu") if decoded else _read_graph
+    graph = partial(graph, **pipeline)
+    return run(graph, decode_arrays, plan, config, modality, Way.FILES, stream)
 
 
 @pipeline_def
@@ -56,16 +75,7 @@ def _input_graph(feed: Feed, num_inputs: int) -> tuple[DataNode, ...]:
 
 
 @pipeline_def
-def _file_graph(feed: Feed, config: DataConfig, device: str, decoded: bool) -> tuple[DataNode, ...]:
-    """The decoded frames of each modality, or nothing, then the signatures that `run` checks."""
-    count = len(config.modalities)
-    paths = fn.external_source(feed, num_outputs=count, dtype=DALIDataType.UINT8, ndim=1)
-    files = [transforms.read(path) for path in paths]
-    frames = [
-        (transforms.decode_depth if config.in_mm(modality) else transforms.decode_color)(
-            file, device
-        )
-        for file, modality in zip(files, config.modalities, strict=True)
-        if decoded
-    ]
-    return *frames, *map(transforms.signature, files)
+def _read_graph(feed: Feed, config: DataConfig, modality: str, way: Way) -> DataNode:
+    """The signatures that `run` checks, of files that are read and not decoded."""
+    (path,) = fn.external_source(feed, num_outputs=1)
+    return transforms.signature(transforms.read(path))

@@ -3,6 +3,7 @@ it. No file exists, no pixel is touched; the same on any machine, with a GPU or 
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from benchmarks.loader_cases import Setting
 from benchmarks.records import summary
 from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes
-from pipelines.graph import path_arrays, view_arrays
+from pipelines.folders import Frames
+from pipelines.graph import Requests, decode_arrays, view_arrays
 from pipelines.index import Clip, ClipIndex
-from pipelines.layouts import modality_files
+from pipelines.layouts import clip_frames, modality_files
+from pipelines.media import Way
 from pipelines.plan import train_plan
 from pipelines.sampling import stream_clips
 from pipelines.source import ClipSource
@@ -38,14 +41,33 @@ def python_work(setting: Setting, what: str, repeats: int = 20) -> dict[str, dic
     parts: dict[str, Callable[[], Any]] = {
         "plan": lambda: next(plan),
         "of it: which clips": lambda: _clips_of_step(next(steps), setting),
-        "view_arrays": lambda: view_arrays(requests),
-        "of it: paths": lambda: path_arrays(requests),
+        "view_arrays": lambda: _of_each(view_arrays, requests, config),
+        "of it: paths": lambda: _of_each(decode_arrays, requests, config),
         "checks": lambda: [suspects(signatures, False) for _ in range(modalities)],
     }
     samples = {name: list(_times(part, repeats)) for name, part in parts.items()}
     pairs = zip(samples["plan"], samples["view_arrays"], strict=True)
     samples["total"] = [sum(pair) for pair in pairs]
     return {name: summary([1000 * s for s in seconds]) for name, seconds in samples.items()}
+
+
+@dataclass(frozen=True)
+class SizedFrames(Frames):
+    """Frames of which no file need be opened to know their size."""
+
+    width_height: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, frames: Frames, width_height: tuple[int, int]) -> "SizedFrames":
+        return cls(frames.pattern, frames.first, width_height)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width_height
+
+
+def _of_each(arrays: Callable[..., Any], requests: Requests, config: DataConfig) -> list[Any]:
+    return [arrays(requests, config, modality, Way.FILES) for modality in config.modalities]
 
 
 def large_source(config: DataConfig, setting: Setting) -> ClipSource:
@@ -55,7 +77,12 @@ def large_source(config: DataConfig, setting: Setting) -> ClipSource:
         Clip(f"S001C001P001R001A{i:05d}_rgb", shortest + i % (longest - shortest + 1), i % 8, i + 1)
         for i in range(CLIPS)
     ]
-    index = ClipIndex(tuple(clips), ROOT, modality_files(config), f"{ROOT}/train.txt", 0)
+    files, sizes = modality_files(config), {"rgb": setting.rgb_size, "depth": setting.depth_size}
+    media = {
+        m: tuple(SizedFrames.of(clip_frames(ROOT, files[m], c.name), sizes[m]) for c in clips)
+        for m in config.modalities
+    }
+    index = ClipIndex(tuple(clips), ROOT, dict(media), f"{ROOT}/train.txt", 0)
     boxes = None
     if config.boxed("depth"):
         width, height = setting.depth_size

@@ -49,9 +49,12 @@ def branch_indices(
     return tuple(sample_frames(num_frames, count, rng) for count in branch_frames)
 
 
+@lru_cache(maxsize=4)  # each batch asks for its epoch's, and the next one's where that begins
 def epoch_order(seed: int, epoch: int, num_clips: int) -> NDArray[np.int64]:
     """(num_clips,) permutation: the order in which an epoch visits the clips of the list."""
-    return clip_rng(seed, epoch, 0, ORDER).permutation(num_clips)
+    order = clip_rng(seed, epoch, 0, ORDER).permutation(num_clips)
+    order.setflags(write=False)  # shared by all callers
+    return order
 
 
 def stream_clips(seed: int, num_clips: int, start: int, stop: int) -> list[tuple[int, int]]:

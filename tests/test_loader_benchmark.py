@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import compare, engines, loader, loader_table, memory_curve, page_cache, peers
 from benchmarks.loader_cases import UPTOS, WHATS, Case, Setting
@@ -73,11 +74,15 @@ def test_a_run_that_cannot_be_done_says_what_to_change(tmp_path, capsys):
 
 def test_every_source_kind_stage_and_page_state_is_a_case_of_this_machine():
     cases, missing = loader.choose(("cpu",), ["*"], with_peers=False)
-    assert {case.name for case in cases} == {
-        f"cpu/frames/{what}/{upto}/{pages}"
-        for what in WHATS for upto in UPTOS for pages in ("warm", "cold")
-    }  # fmt: skip
-    assert set(missing) == {case.name.replace("cpu/", "cuda/") for case in cases}
+    whole = [(source, what, upto) for source in ("pack", "cache_host") for what in WHATS
+             for upto in ("view", "motion")]  # fmt: skip
+    whole += [("videos", what, upto) for what in ("rgb", "rgbd") for upto in ("view", "motion")]
+    whole += [("frames", what, upto) for what in WHATS for upto in UPTOS]
+    names = {"/".join((*case, pages)) for case in whole for pages in ("warm", "cold")}
+    assert {case.name for case in cases} == {f"cpu/{name}" for name in names}
+    on_gpu = {f"cuda/{name}" for name in names}
+    kept = {name.replace("cache_host", "cache_gpu") for name in on_gpu if "cache_host" in name}
+    assert set(missing) == on_gpu | kept
     assert set(missing.values()) == {"not measured"}
 
 
@@ -104,6 +109,21 @@ def test_a_window_of_cold_files_meets_no_clip_twice(clips):
     assert all(len(set(drawn[i : i + 8])) == 8 for i in range(len(drawn) - 8))
 
 
+@pytest.mark.parametrize("what", ["rgb", "rgbd"])
+@pytest.mark.parametrize("name", ["frames", "videos", "pack", "cache_host"])
+def test_every_source_gives_the_same_clips(tmp_path, name, what):
+    SOURCES[name].write(tmp_path, TINY)
+    made = SOURCES[name].open(Case("cpu", name, what, "motion", "warm"), TINY, tmp_path)
+    first = next(made)
+    made.close()
+    expected = next(SOURCES["frames"].open(Case("cpu", "frames", what, "motion", "warm"), TINY,
+                                           tmp_path))  # fmt: skip
+    assert torch.equal(first.index, expected.index)
+    for ours, theirs in zip(first.streams, expected.streams, strict=True):
+        close = 0.1 if name == "videos" else 0.0
+        assert (ours[0] - theirs[0]).abs().mean() <= close
+
+
 @pytest.mark.parametrize("upto", UPTOS)
 @pytest.mark.parametrize("what", WHATS)
 def test_every_stage_of_the_loader_makes_batches(clips, what, upto):
@@ -116,7 +136,7 @@ def test_every_stage_of_the_loader_makes_batches(clips, what, upto):
 def test_a_video_library_delivers_the_frames_asked_for(clips):
     source = clip_source(MOTION, TINY, clips / "frames", layout="ntu")
     clip = source.index.clips[0]
-    frames = source.index.frames(0, "rgb")
+    frames = source.index.media["rgb"][0]
     wanted = [0, 3, 3, clip.num_frames - 1]
     decoded = peers.pyav_frames(str(video_path(clips, clip.name)), wanted)
     stored = np.stack([reference.read_color(frames.path(number)) for number in range(9)])

@@ -8,6 +8,7 @@ GPU.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from nvidia.dali.types import DALIDataType
 
 from pipelines import transforms
 from pipelines.config import DataConfig
-from pipelines.culprit import find_problem
+from pipelines.culprit import changed, find_problem, refused
 from pipelines.folders import padded
 from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.media import Way
@@ -181,8 +182,11 @@ def run(
     place, in_mm = config.modalities.index(modality), config.in_mm(modality)
 
     def feed() -> Arrays:
-        in_flight.append(next(batches))
-        return arrays(in_flight[-1], config, modality, way)
+        requests = next(batches)
+        if found := find_problem(requests, place, in_mm, changed(requests, place)):
+            raise found
+        in_flight.append(requests)
+        return arrays(requests, config, modality, way)
 
     pipeline = graph(feed, config=config, modality=modality, way=way)
     while True:
@@ -191,14 +195,46 @@ def run(
         except StopIteration:
             return
         except Exception as error:
+            if isinstance(error, ValueError) or not in_flight:
+                raise error  # of the plan, or already with a name
             # DALI tells the operator, not the file: look for it among the batch's.
-            if in_flight and (found := find_problem(in_flight[0], place, in_mm)):
+            found = find_problem(in_flight[0], place, in_mm)
+            if found or (found := _refused(in_flight[0], config, modality, way)):
                 raise found from None
             raise error
         requests = in_flight.popleft()
         *outputs, signatures = results
         glance = signatures.as_array()
-        suspicious = suspects(glance, in_mm) if glance.size else []
+        suspicious = suspects(glance, in_mm) if glance.size else changed(requests, place)
         if found := find_problem(requests, place, in_mm, suspicious):
             raise found
         yield requests, outputs
+
+
+def _refused(requests: Requests, config: DataConfig, modality: str, way: Way) -> ValueError | None:
+    """The error for the first frame of a batch that DALI alone cannot decode, where other decoders
+    see nothing wrong: each by itself, on the CPU."""
+    if way not in (Way.FILES, Way.IMAGES, Way.VIDEO):
+        return None
+    place = config.modalities.index(modality)
+    for request in requests:
+        stream = request.streams[place]
+        for frames in [stream.frames] if way.by_clip else stream.frames[:, None]:
+            streams = list(request.streams)
+            streams[place] = replace(stream, frames=frames)
+            single = replace(request, streams=tuple(streams))
+            try:
+                _decode_one(single, config, modality, way)
+            except RuntimeError as error:
+                return refused(single, place, str(error))
+    return None
+
+
+def _decode_one(request: ClipRequest, config: DataConfig, modality: str, way: Way) -> None:
+    def feed() -> Arrays:
+        return decode_arrays([request], config, modality, way)
+
+    decode_graph(
+        feed, config, modality, way, device_id=None, batch_size=1, num_threads=1,
+        prefetch_queue_depth=1,
+    ).run()  # fmt: skip

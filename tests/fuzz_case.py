@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import fuzz_damage
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
-from clips import write_clip
 from lists import write_list
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,12 +26,12 @@ from videos import write_video
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.depth import read_depth
 from pipelines.depth_boxes import depth_boxes
+from pipelines.geometry import colour_table, view_clip
 from pipelines.index import ClipIndex, scan
 from pipelines.loader import Loader
 from pipelines.media import PackedFrames, VideoFile
 from pipelines.pack_format import PackedClip, depth_track, image_track
 from pipelines.pack_writer import PackWriter
-from pipelines.reference import from_frames
 from pipelines.source import ClipRequest, ClipSource, Stream
 from pipelines.video import to_rgb
 
@@ -231,11 +231,13 @@ def _run(
         ]
     except (ValueError, OSError) as error:
         lines = str(error).splitlines() or [""]
-        named = all(str(path.with_suffix("")) in line for line in lines)
+        # Which shard a clip was in is not known once the shard is gone: its folder is.
+        name = path.with_suffix("") if path.exists() or path.suffix != ".tar" else path.parent
+        named = all(str(name) in line for line in lines)
         one = refused == REFUSED_EARLY or len(lines) == 1
         return (refused if named and one else UNNAMED), f"{type(error).__name__}: {error}"
     except Exception as error:  # of any kind: that is the finding
-        return UNNAMED, f"{refused}: {type(error).__name__}: {error}"[:600]
+        return UNNAMED, f"{refused}: {type(error).__name__}: {error}"[-600:]
     worst = max(verdicts, key=lambda verdict: OUTCOMES.index(verdict[0]), default=(SAME, ""))
     return worst
 
@@ -253,7 +255,9 @@ def _judge(
         except Exception as error:  # of many types: each decoder raises its own
             return SUBSTITUTE, f"{name}: another decoder refuses it: {error!r}"
         turned_as = frames[0] if place else None
-        expected = from_frames(frames[-1], stream.view, config, stream.boxes, turned_as)
+        expected = np.empty_like(pixels[place])
+        colours = colour_table(config, config.modalities[place])
+        view_clip(frames[-1], stream.view, config, colours, stream.boxes, expected, turned_as)
         difference = np.abs(expected.astype(int) - pixels[place])
         if difference.mean() >= 0.3 or (difference <= 2).mean() < 0.999:
             words = f"{difference.mean():.2f} levels on average, {difference.max()} at most"
@@ -269,18 +273,36 @@ def _decoded(stream: Stream, in_mm: bool) -> list[NDArray[Any]]:
         return _played(media.path, stream.frames.tolist())
     if isinstance(media, PackedFrames):
         if media.is_lz4:
-            return list(media.decode(stream.frames)[..., 0])
+            return list(media.decode(stream.frames))
         files: Sequence[Any] = [io.BytesIO(data.tobytes()) for data in stream.encoded()]
     else:
         files = stream.paths
     if in_mm:
-        return [read_depth(file) for file in files]
-    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+        return [read_depth(file)[..., None] for file in files]
+    return list(map(_colour, files))
+
+
+def _colour(file: Any) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(Image.open(file).convert("RGB"))
+    except OSError:
+        # OpenCV takes some JPEG files whose bytes make no sense from some place on, and DALI asks
+        # it where its own decoder fails.
+        data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+        image = cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+        if image is None:
+            raise
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _played(path: str, frames: Sequence[int]) -> list[NDArray[Any]]:
     shown = []
     with av.open(path) as container:
+        # Several threads conceal the same damage in several ways.
+        container.streams.video[0].thread_type = "NONE"
+        container.streams.video[0].codec_context.thread_count = 1
         for picture in itertools.islice(container.decode(video=0), max(frames) + 1):
             pixels = np.empty((picture.height, picture.width, 3), np.uint8)
             to_rgb(picture, VideoReformatter(), 0, pixels)

@@ -78,7 +78,7 @@ def _listen(
     kind: str, seed: int, first: int, last: int, said: Any
 ) -> tuple[list[dict[str, Any]], str]:
     """The results that one process gave, and CRASH or HANG if it did not end well."""
-    words = [sys.executable, __file__, "--seed", str(seed), "--work", kind, str(first), str(last)]
+    words = worker_command(kind, seed, first, last)
     done: list[dict[str, Any]] = []
     with subprocess.Popen(
         words, env=_environment(), stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT,
@@ -95,6 +95,11 @@ def _listen(
             os.killpg(process.pid, signal.SIGKILL)
             return done, "HANG"
     return done, "CRASH" if process.returncode < 0 else ""
+
+
+def worker_command(kind: str, seed: int, first: int, last: int) -> list[str]:
+    words = [sys.executable, __file__, "--seed", str(seed)]
+    return [*words, "--work", kind, str(first), str(last)]
 
 
 def work(kind: str, seed: int, first: int, last: int) -> None:

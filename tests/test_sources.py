@@ -18,7 +18,7 @@ from pipelines.batch import Batch
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.depth import read_depth
 from pipelines.depth_boxes import depth_boxes
-from pipelines.graph import run, view_arrays, view_graph
+from pipelines.graph import decode_arrays, decode_graph, run, view_arrays, view_graph
 from pipelines.index import scan
 from pipelines.loader import Loader
 from pipelines.media import VideoFile, Way, way_of
@@ -224,3 +224,32 @@ def test_a_shard_damaged_after_the_scan_stops_the_run_by_name(tmp_path):
         shard.write_bytes(data)
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: clip 'c\d': rgb frame \d+ differs"):
         list(made)
+
+
+@pytest.mark.parametrize("moment", ["before its batch", "while DALI may read it"])
+def test_a_video_replaced_during_the_run_is_named(tmp_path: Path, moment: str) -> None:
+    """DALI would give black frames for those that the new one lacks."""
+    videos, _ = write_videos(tmp_path, "vp9", resize=(160, 144), crop=128, size=128)
+    source = open_source(videos)
+    path = tmp_path / "videos/rgb/c1.webm"
+
+    def plan():
+        yield [source.eval_request(0)]
+        if moment == "before its batch":
+            write_video(path, 2, "libvpx-vp9")
+        yield [source.eval_request(1)]
+        if moment != "before its batch":
+            write_video(path, 2, "libvpx-vp9")
+
+    graph = partial(decode_graph, device_id=None, batch_size=4, num_threads=1)
+    with pytest.raises(ValueError, match=f"{path}: was replaced by another video while in use"):
+        list(run(graph, decode_arrays, plan(), videos, "rgb", Way.VIDEO))
+
+
+def test_a_video_touched_during_the_run_goes_on(tmp_path: Path) -> None:
+    videos, _ = write_videos(tmp_path, "vp9", resize=(160, 144), crop=128, size=128)
+    source = open_source(videos)
+    (tmp_path / "videos/rgb/c0.webm").touch()
+    graph = partial(decode_graph, device_id=None, batch_size=4, num_threads=1)
+    plan = [[source.eval_request(0)]]
+    assert len(list(run(graph, decode_arrays, plan, videos, "rgb", Way.VIDEO))) == 1

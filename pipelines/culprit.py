@@ -10,6 +10,7 @@ from pipelines.video import file_state
 from pipelines.video_index import probe
 
 CONVERT = "write it anew with another program, or take its clip off the list"
+PASSING = "could not be decoded, but now can; start again, and write to no file while it is in use"
 REPLACED = "was replaced by another video while in use; start again"
 
 
@@ -43,6 +44,14 @@ def refused(request: ClipRequest, stream: int, message: str) -> ValueError:
     words = message.partition("encountered:")[2] or message  # before it: our own source lines
     reason = next((line.strip() for line in words.splitlines() if line.strip()), "no reason given")
     return ValueError(f"{name}: DALI cannot decode it ({reason}); {CONVERT} ({request.origin})")
+
+
+def passing(requests: Sequence[ClipRequest], stream: int) -> ValueError:
+    """The error for a batch that DALI could not read or decode, though all of it can be now. A
+    video that changed is named, of images only the clips that they may be of."""
+    requests = [r for r in requests if changed([r], stream)] or requests
+    names = ", ".join(f"{r.streams[stream].media.name} ({r.origin})" for r in requests)
+    return ValueError(f"{names}: {PASSING}")
 
 
 def changed(requests: Sequence[ClipRequest], stream: int) -> list[int]:

@@ -19,7 +19,7 @@ from nvidia.dali.types import DALIDataType
 
 from pipelines import transforms
 from pipelines.config import DataConfig
-from pipelines.culprit import changed, find_problem, refused
+from pipelines.culprit import changed, find_problem, passing, refused
 from pipelines.folders import padded
 from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.media import Way
@@ -71,6 +71,10 @@ LAYOUTS = {
     Way.RAW: ["FHWC"],
 }
 """DALI layouts of the inputs that carry frames."""
+
+
+READING = ("fn.io.file.read", "fn.decoders.")
+"""Operators, as DALI's errors call them, that fail by what is in a file."""
 
 
 def _frames(
@@ -201,6 +205,8 @@ def run(
             found = find_problem(in_flight[0], place, in_mm)
             if found or (found := _refused(in_flight[0], config, modality, way)):
                 raise found from None
+            if any(operator in str(error) for operator in READING):
+                raise passing(in_flight[0], place) from None
             raise error
         requests = in_flight.popleft()
         *outputs, signatures = results

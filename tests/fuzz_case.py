@@ -89,7 +89,7 @@ def make(kind: str, root: Path) -> DataSet:
     shape = {"num_frames": T, "resize": (64, 48), "crop": 48, "size": 48, "flip": 0.0}
     settings = FRAMES.get(kind) or PACKS.get(kind) or {"modality": "rgb"}
     config = write_list(root / "frames", CLIPS, **{**settings, **shape, "rgb": None})
-    config = replace(config, rgb=settings.get("rgb"), rotate=0.0, workers=2)
+    config = replace(config, rgb=settings.get("rgb"), rotate=0.0, source="frames")
     optional: list[Path] = []
     if kind in PACKS:
         config = replace(_pack(config, root / "pack", kind), source="pack")
@@ -233,6 +233,9 @@ def _run(
         lines = str(error).splitlines() or [""]
         # Which shard a clip was in is not known once the shard is gone: its folder is.
         name = path.with_suffix("") if path.exists() or path.suffix != ".tar" else path.parent
+        # Nor which frame was read while it was written, or which of two sizes is the wrong one.
+        if "now can" in str(error) or "the clip's other frames have" in str(error):
+            name = path.parent if config.source == "frames" else path
         named = all(str(name) in line for line in lines)
         one = refused == REFUSED_EARLY or len(lines) == 1
         return (refused if named and one else UNNAMED), f"{type(error).__name__}: {error}"

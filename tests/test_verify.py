@@ -11,7 +11,7 @@ from lists import TINY, request
 from PIL import Image
 
 from pipelines.config import DataConfig
-from pipelines.culprit import find_problem
+from pipelines.culprit import find_problem, passing
 from pipelines.graph import decode_arrays, decode_graph, run
 from pipelines.media import Way
 from pipelines.verify import first_refused, problem, suspects
@@ -198,3 +198,11 @@ def test_dali_alone_takes_8_bit_for_16_without_a_word(tmp_path: Path) -> None:
     frames, _ = graph.run()
     assert (np.asarray(frames[0]) == 7 * 257).all()
     assert problem(path, millimetres=True) is not None
+
+
+def test_what_failed_once_and_is_sound_now_is_named_by_its_clips(tmp_path: Path) -> None:
+    requests = [request(write_clip(tmp_path / str(i), rgb_frames(3)), index=i) for i in range(2)]
+    assert str(passing(requests, 0)) == (
+        f"{tmp_path}/0 (clip c0, l:1), {tmp_path}/1 (clip c1, l:1): could not be decoded, but now "
+        "can; start again, and write to no file while it is in use"
+    )

@@ -201,12 +201,8 @@ def run(
         except Exception as error:
             if isinstance(error, ValueError) or not in_flight:
                 raise error  # of the plan, or already with a name
-            # DALI tells the operator, not the file: look for it among the batch's.
-            found = find_problem(in_flight[0], place, in_mm)
-            if found or (found := _refused(in_flight[0], config, modality, way)):
+            if found := _fault(error, in_flight[0], config, modality, way):
                 raise found from None
-            if any(operator in str(error) for operator in READING):
-                raise passing(in_flight[0], place) from None
             raise error
         requests = in_flight.popleft()
         *outputs, signatures = results
@@ -215,6 +211,18 @@ def run(
         if found := find_problem(requests, place, in_mm, suspicious):
             raise found
         yield requests, outputs
+
+
+def _fault(
+    error: Exception, requests: Requests, config: DataConfig, modality: str, way: Way
+) -> ValueError | None:
+    """DALI tells the operator, not the file: looks for it among the batch's. None if the fault is
+    in no file."""
+    place, in_mm = config.modalities.index(modality), config.in_mm(modality)
+    found = find_problem(requests, place, in_mm) or _refused(requests, config, modality, way)
+    if found is None and any(operator in str(error) for operator in READING):
+        return passing(requests, place)
+    return found
 
 
 def _refused(requests: Requests, config: DataConfig, modality: str, way: Way) -> ValueError | None:

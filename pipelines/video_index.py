@@ -88,7 +88,9 @@ def probe(path: str) -> VideoInfo:
             pixel_format=first.format.name,
             quarter_turns=turns,
             variable_rate=_is_variable(look.times),
+            # DALI believes the header's count, where there is one, and refuses frames past it.
             plain=chained
+            and (stream.frames == 0 or stream.frames >= len(look.places))
             and noted == (width, height)
             and _in_order(look, container.format.name == "avi"),
             interlaced=look.interlaced,

@@ -302,7 +302,7 @@ def _colour(file: Any) -> NDArray[np.uint8]:
 
 def _played(path: str, frames: Sequence[int]) -> list[NDArray[Any]]:
     shown = []
-    with av.open(path) as container:
+    with av.open(path, metadata_errors="replace") as container:
         # Several threads conceal the same damage in several ways.
         container.streams.video[0].thread_type = "NONE"
         container.streams.video[0].codec_context.thread_count = 1

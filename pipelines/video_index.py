@@ -90,7 +90,7 @@ def probe(path: str) -> VideoInfo:
             variable_rate=_is_variable(look.times),
             # DALI believes the header's count, where there is one, and refuses frames past it.
             plain=chained
-            and (stream.frames == 0 or stream.frames >= len(look.places))
+            and (stream.frames == 0 or len(look.places) <= stream.frames < 2**31)
             and noted == (width, height)
             and _in_order(look, container.format.name == "avi"),
             interlaced=look.interlaced,

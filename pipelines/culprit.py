@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 
 from pipelines.folders import FrameList, Frames
-from pipelines.media import VideoFile
+from pipelines.media import PackedFrames, VideoFile
 from pipelines.source import ClipRequest, Stream
 from pipelines.verify import image_problem, problem
+from pipelines.video import file_state
 from pipelines.video_index import probe
+
+CONVERT = "write it anew with another program, or take its clip off the list"
+PASSING = "could not be decoded, but now can; start again, and write to no file while it is in use"
+REPLACED = "was replaced by another video while in use; start again"
 
 
 def find_problem(
@@ -29,6 +34,45 @@ def find_problem(
     return None
 
 
+def refused(request: ClipRequest, stream: int, message: str) -> ValueError:
+    """The error for the first frame of a stream, of which DALI's complaint is `message`."""
+    frames = request.streams[stream]
+    media, frame = frames.media, int(frames.frames[0])
+    name = media.path(frame) if isinstance(media, (Frames, FrameList)) else media.name
+    if isinstance(media, PackedFrames):
+        name += f" frame {frame}"
+    words = message.partition("encountered:")[2] or message  # before it: our own source lines
+    reason = next((line.strip() for line in words.splitlines() if line.strip()), "no reason given")
+    return ValueError(f"{name}: DALI cannot decode it ({reason}); {CONVERT} ({request.origin})")
+
+
+def passing(requests: Sequence[ClipRequest], stream: int) -> ValueError:
+    """The error for a batch that DALI could not read or decode, though all of it can be now. A
+    video that changed is named, of images only the clips that they may be of."""
+    requests = [r for r in requests if changed([r], stream)] or requests
+    names = ", ".join(f"{r.streams[stream].media.name} ({r.origin})" for r in requests)
+    return ValueError(f"{names}: {PASSING}")
+
+
+def changed(requests: Sequence[ClipRequest], stream: int) -> list[int]:
+    """Places, as of `find_problem`, of videos that were written or replaced since they were found
+    sound: of such files DALI gives black frames without a word, or ends the process."""
+    places, place = [], 0
+    for request in requests:
+        media = request.streams[stream].media
+        if isinstance(media, VideoFile) and not _is_as_probed(media):
+            places.append(place)
+        place += len(request.streams[stream].frames)
+    return places
+
+
+def _is_as_probed(video: VideoFile) -> bool:
+    try:
+        return file_state(video.path) == video.info.state
+    except OSError:
+        return False
+
+
 def _frame_problem(stream: Stream, t: int, millimetres: bool) -> str | None:
     """File, what is wrong with it and what to do, or None for a sound one."""
     media, frame = stream.media, int(stream.frames[t])
@@ -38,10 +82,10 @@ def _frame_problem(stream: Stream, t: int, millimetres: bool) -> str | None:
         if t:
             return None  # looked at as a whole
         try:
-            probe(media.path)
+            same = probe(media.path) == media.info
         except ValueError as error:
             return str(error)
-        return None
+        return None if same else f"{media.path}: {REPLACED}"
     else:
         name = f"{media.name} frame {frame}"
         try:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from pipelines.cache import JsonLines
 from pipelines.folders import FrameList, Frames
 from pipelines.media import Media, PackedFrames, VideoFile
-from pipelines.verify import image_problem, problem
+from pipelines.verify import DALI_REFUSES, first_refused, image_problem, problem
 
 Key = TypeVar("Key", bound=Hashable)
 Looked = tuple[Media, int, bool]
@@ -66,13 +67,16 @@ def _damage(clip: Looked) -> str | None:
     if isinstance(media, PackedFrames):
         return _packed_damage(media, num_frames, in_mm)
     assert isinstance(media, (Frames, FrameList))
-    for number in range(num_frames):
-        if found := problem(media.path(number), in_mm):
-            return f"{media.path(number)}: {found[0]}"
-    return None
+    paths = list(map(media.path, range(num_frames)))
+    for path in paths:
+        if found := problem(path, in_mm):
+            return f"{path}: {found[0]}"
+    refused = first_refused([Path(path).read_bytes() for path in paths], in_mm)
+    return None if refused is None else f"{paths[refused]}: {DALI_REFUSES}"
 
 
 def _packed_damage(media: PackedFrames, num_frames: int, in_mm: bool) -> str | None:
+    images: list[bytes] = []
     for number in range(num_frames):
         try:
             if media.is_lz4:
@@ -83,7 +87,9 @@ def _packed_damage(media: PackedFrames, num_frames: int, in_mm: bool) -> str | N
             return str(error)
         if found := image_problem(data.tobytes(), in_mm):
             return f"{media.name} frame {number}: {found[0]}"
-    return None
+        images.append(data.tobytes())
+    refused = first_refused(images, in_mm)
+    return None if refused is None else f"{media.name} frame {refused}: {DALI_REFUSES}"
 
 
 def _stamp(media: Media) -> list[int]:

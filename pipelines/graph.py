@@ -8,6 +8,7 @@ GPU.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from nvidia.dali.types import DALIDataType
 
 from pipelines import transforms
 from pipelines.config import DataConfig
-from pipelines.culprit import find_problem
+from pipelines.culprit import changed, find_problem, passing, refused
 from pipelines.folders import padded
 from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.media import Way
@@ -94,6 +95,10 @@ LAYOUTS = {
     Way.RAW: ["HWC"],
 }
 """DALI layouts of the inputs that carry frames."""
+
+
+READING = ("fn.io.file.read", "fn.decoders.")
+"""Operators, as DALI's errors call them, that fail by what is in a file."""
 
 
 def _frames(
@@ -210,8 +215,10 @@ def run(
     batches, in_flight = iter(plan), deque[Requests]()
 
     def feed() -> Arrays:
-        in_flight.append(next(batches))
-        return arrays(in_flight[-1], config, modality, way)
+        requests = next(batches)
+        raise_fault(requests, config, modality, way)
+        in_flight.append(requests)
+        return arrays(requests, config, modality, way)
 
     pipeline = graph(feed, config=config, modality=modality, way=way)
     while True:
@@ -220,23 +227,70 @@ def run(
         except StopIteration:
             return
         except Exception as error:
-            raise_fault(in_flight[0] if in_flight else (), config, modality, error)
+            if isinstance(error, ValueError) or not in_flight:
+                raise error  # of the plan, or already with a name
+            raise_fault(in_flight[0], config, modality, way, error)
         requests = in_flight.popleft()
         *outputs, signatures = results
-        raise_fault(requests, config, modality, signatures)
+        raise_fault(requests, config, modality, way, signatures)
         yield requests, outputs
 
 
-def raise_fault(requests: Requests, config: DataConfig, modality: str, sign: Any) -> None:
-    """Raises ValueError naming the first bad frame of a batch that gave this `sign` of one: an
-    error of DALI's, raised itself where no frame is at fault, or signatures, which may be sound."""
+def raise_fault(
+    requests: Requests, config: DataConfig, modality: str, way: Way, sign: Any = None
+) -> None:
+    """Raises ValueError naming the first bad frame of a batch by a `sign` of one: an error of
+    DALI's, raised itself where the fault is in no file; signatures, which may be sound; or, before
+    DALI reads, nothing but that files have changed since they were found sound."""
     place, in_mm = config.modalities.index(modality), config.in_mm(modality)
     if isinstance(sign, Exception):
-        # DALI tells the operator, not the file: look for it among the batch's.
-        if found := find_problem(requests, place, in_mm):
+        if found := _fault(sign, requests, config, modality, way):
             raise found from None
         raise sign
-    glance = sign.as_array()
-    suspicious = suspects(glance, in_mm) if glance.size else []
+    glance = None if sign is None else sign.as_array()
+    suspicious = suspects(glance, in_mm) if glance is not None and glance.size else (
+        changed(requests, place)
+    )  # fmt: skip
     if found := find_problem(requests, place, in_mm, suspicious):
         raise found
+
+
+def _fault(
+    error: Exception, requests: Requests, config: DataConfig, modality: str, way: Way
+) -> ValueError | None:
+    """DALI tells the operator, not the file: looks for it among the batch's. None if the fault is
+    in no file."""
+    place, in_mm = config.modalities.index(modality), config.in_mm(modality)
+    found = find_problem(requests, place, in_mm) or _refused(requests, config, modality, way)
+    if found is None and any(operator in str(error) for operator in READING):
+        return passing(requests, place)
+    return found
+
+
+def _refused(requests: Requests, config: DataConfig, modality: str, way: Way) -> ValueError | None:
+    """The error for the first frame of a batch that DALI alone cannot decode, where other decoders
+    see nothing wrong: each by itself, on the CPU."""
+    if way not in (Way.FILES, Way.IMAGES, Way.VIDEO):
+        return None
+    place = config.modalities.index(modality)
+    for request in requests:
+        stream = request.streams[place]
+        for frames in [stream.frames] if way.by_clip else stream.frames[:, None]:
+            streams = list(request.streams)
+            streams[place] = replace(stream, frames=frames)
+            single = replace(request, streams=tuple(streams))
+            try:
+                _decode_one(single, config, modality, way)
+            except RuntimeError as error:
+                return refused(single, place, str(error))
+    return None
+
+
+def _decode_one(request: ClipRequest, config: DataConfig, modality: str, way: Way) -> None:
+    def feed() -> Arrays:
+        return decode_arrays([request], config, modality, way)
+
+    decode_graph(
+        feed, config, modality, way, device_id=None, batch_size=1, num_threads=1,
+        prefetch_queue_depth=1,
+    ).run()  # fmt: skip

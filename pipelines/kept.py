@@ -115,12 +115,13 @@ class KeptFrames:
                 device=self.device, batch_size=MOST_FRAMES, prefetch_queue_depth=1,
                 exec_pipelined=False, exec_async=False, exec_dynamic=False, **self._options,
             )  # fmt: skip
+        raise_fault(requests, self.config, self.modality, way)
         self._waiting.append(decode_arrays(requests, self.config, self.modality, way))
         try:
             frames, signatures = self._pipeline.run()
         except Exception as error:
-            raise_fault(requests, self.config, self.modality, error)
-        raise_fault(requests, self.config, self.modality, signatures)
+            raise_fault(requests, self.config, self.modality, way, error)
+        raise_fault(requests, self.config, self.modality, way, signatures)
         first = 0
         for i, count in enumerate(counts):
             parts = [frames[i]] if way.by_clip else [frames[first + t] for t in range(count)]

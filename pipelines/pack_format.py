@@ -301,4 +301,11 @@ def _row(track: Mapping[str, Any] | None, sample: Sample, first: int) -> tuple[A
     if sum(track["sizes"]) != size or len(track["sizes"]) != len(track["crc32"]):
         raise ValueError("sizes of its frames")
     shape = (track["num_frames"], track["height"], track["width"])
+    numbers = [*shape, *track["sizes"], *track["crc32"]]
+    if not all(isinstance(number, int) and 0 <= number < 2**32 for number in numbers):
+        raise ValueError("numbers out of range")
+    if max(shape) >= 2**31 or track["encoding"] not in (*EXTENSIONS, VIDEO):
+        raise ValueError("shape or encoding")
+    if track["num_frames"] != len(track["sizes"]) and track["encoding"] != VIDEO:
+        raise ValueError("number of frames")
     return (track["encoding"], *shape, offset, first, len(track["sizes"]))

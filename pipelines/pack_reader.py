@@ -6,6 +6,7 @@ SIGBUS, and a page fault on a cold file makes all other Python threads wait (doc
 
 import io
 import os
+import struct
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -237,13 +238,20 @@ def find_shards(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"shard-{'[0-9]' * 6}.tar"))
 
 
+TORN = (
+    OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, MemoryError,
+    BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What NumPy and zipfile raise for the many ways in which an .npz can be damaged."""
+
+
 def load_index(shard: Path) -> ShardIndex:
     """What was kept beside the shard; where that is missing, made from the shard and kept."""
     try:
         with np.load(shard.with_suffix(".npz")) as arrays:
             kept = {field.name: arrays[field.name] for field in fields(ShardIndex)}
             return ShardIndex(**{**kept, "num_bytes": int(kept["num_bytes"])})
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+    except TORN:
         index = build_index(shard)  # none, or torn: the shard has it all
     with suppress(OSError):  # in a folder that cannot be written it is made anew each time
         save_index(shard, index)
@@ -267,9 +275,13 @@ def build_index(shard: Path) -> ShardIndex:
     samples = read_samples(shard)
     try:
         with shard.open("rb", buffering=0) as file:
+            length = os.fstat(file.fileno()).st_size
+            for sample in samples:
+                if any(not 0 <= at <= at + size <= length for at, size in sample.members.values()):
+                    raise ValueError(f"{sample.key}: its members lie outside of {length} bytes")
             texts = [os.pread(file.fileno(), s.members["json"][1], s.members["json"][0])
                      for s in samples]  # fmt: skip
-            return shard_index(os.fstat(file.fileno()).st_size, samples, texts)
+            return shard_index(length, samples, texts)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{shard}: {error}; restore the shard and its .idx") from None
 

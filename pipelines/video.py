@@ -17,10 +17,11 @@ Pixels, alike for all decoders (pipelines/video_graph.py does these too):
 
 import io
 import itertools
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import av
@@ -96,6 +97,9 @@ class VideoInfo:
     seek_points: tuple[tuple[int, int], ...]
     """Frames at which decoding can start, tried out, and the times that lead there."""
 
+    state: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Bytes and time of change (ns) of the file that was looked at."""
+
     @property
     def dali_cpu(self) -> bool:
         """Whether DALI's CPU backend delivers the frames of this file."""
@@ -147,6 +151,12 @@ def decode_frames(
             for place in others:
                 out[place] = out[first]
     return out
+
+
+def file_state(path: str) -> tuple[int, int]:
+    """Bytes and time of change (ns): another file, or another content, has others."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager

@@ -45,6 +45,16 @@ def noted_size(path: str) -> tuple[int, int] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def is_chained(path: str) -> bool:
+    """Whether the chunks of an .avi follow each other to its end; True of other containers.
+
+    Where they do not, FFmpeg finds its way. DALI 2.4 has ended the process.
+    """
+    with open(path, "rb") as file:
+        is_avi = file.read(4) == b"RIFF"
+        return not is_avi or _chained(file, 0, os.fstat(file.fileno()).st_size)
+
+
 def _cut_short(end: int, length: int) -> ValueError:
     return ValueError(f"cut short at byte {length} of {end}")
 
@@ -62,6 +72,20 @@ def _walk_avi(file: BinaryIO, length: int, sizes: Sizes) -> None:
             raise _cut_short(end, length)
         start = end + size % 2
     _walk_avi_header(file, 12, length, sizes)
+
+
+def _chained(file: BinaryIO, start: int, end: int) -> bool:
+    """Whether AVI chunks, and those in lists of pictures, fill this part of a file."""
+    while start < end:
+        kind, size = _chunk(file, start)
+        stop = start + 8 + size
+        if start + 8 > end or stop > end or not kind.strip(b" ").isalnum():
+            return False
+        is_list = kind == b"RIFF" or (kind == b"LIST" and file.read(4) in (b"movi", b"rec "))
+        if is_list and not _chained(file, start + 12, stop):
+            return False
+        start = stop + size % 2
+    return True
 
 
 def _walk_avi_header(file: BinaryIO, start: int, end: int, sizes: Sizes) -> None:

@@ -16,14 +16,23 @@ from av.video.stream import VideoStream
 from tqdm import tqdm
 
 from pipelines.cache import JsonLines
-from pipelines.video import RESTORE, Packet, VideoInfo, open_video, pictures, pictures_from, to_rgb
-from pipelines.video_container import noted_size
+from pipelines.video import (
+    RESTORE,
+    Packet,
+    VideoInfo,
+    file_state,
+    open_video,
+    pictures,
+    pictures_from,
+    to_rgb,
+)
+from pipelines.video_container import is_chained, noted_size
 
 SEEK_SPACING = 12
 """Fewest frames between two seek points: each is tried out, which costs some frames of decoding."""
 RATE_TOLERANCE = 0.1
 """Of the mean step: containers round times, to milliseconds in .webm."""
-VERSION = 1
+VERSION = 2
 """Of VideoInfo's meaning: results of another one are computed anew."""
 
 
@@ -60,7 +69,8 @@ def probe(path: str) -> VideoInfo:
     missing. Wrong bits that still make pictures go unnoticed: only checksums find those.
     """
     try:
-        noted = noted_size(path)
+        state = file_state(path)  # before: a change in between shows as another state later
+        noted, chained = noted_size(path), is_chained(path)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; {RESTORE}") from None
     except ValueError as error:
@@ -78,9 +88,14 @@ def probe(path: str) -> VideoInfo:
             pixel_format=first.format.name,
             quarter_turns=turns,
             variable_rate=_is_variable(look.times),
-            plain=noted == (width, height) and _in_order(look, container.format.name == "avi"),
+            # DALI believes the header's count, where there is one, and refuses frames past it.
+            plain=chained
+            and (stream.frames == 0 or len(look.places) <= stream.frames < 2**31)
+            and noted == (width, height)
+            and _in_order(look, container.format.name == "avi"),
             interlaced=look.interlaced,
             seek_points=_seek_points(container, stream, look, path),
+            state=state,
         )
 
 
@@ -124,12 +139,13 @@ def _probe(path: str, known: Any) -> tuple[Probe, list[Any] | None]:
 
 def _plain(info: VideoInfo) -> dict[str, Any]:
     """As JSON gives it back."""
-    return {**asdict(info), "seek_points": [list(point) for point in info.seek_points]}
+    points = [list(point) for point in info.seek_points]
+    return {**asdict(info), "seek_points": points, "state": list(info.state)}
 
 
 def _restored(plain: dict[str, Any]) -> VideoInfo:
     points = tuple((frame, time) for frame, time in plain["seek_points"])
-    return VideoInfo(**{**plain, "seek_points": points})
+    return VideoInfo(**{**plain, "seek_points": points, "state": tuple(plain["state"])})
 
 
 def look_through(container: InputContainer, stream: VideoStream, path: str) -> Look:

@@ -27,7 +27,7 @@ def test_a_pack_holds_the_frames_of_the_lists_bit_for_bit(tmp_path: Path) -> Non
     assert pack.names == ("c0", "c1", "c2")
     for number, clip in enumerate(index.clips):
         frames = range(5 + number)
-        paths = {m: [index.frames(number, m).path(f) for f in frames] for m in ("rgb", "depth")}
+        paths = {m: [index.media[m][number].path(f) for f in frames] for m in ("rgb", "depth")}
         packed = [view.tobytes() for view in pack.encoded(clip.name, "rgb", frames)]
         assert packed == [Path(path).read_bytes() for path in paths["rgb"]]
         depth = np.stack([read_depth(path) for path in paths["depth"]])

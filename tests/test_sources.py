@@ -18,7 +18,7 @@ from pipelines.batch import Batch
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.depth import read_depth
 from pipelines.depth_boxes import depth_boxes
-from pipelines.graph import run, view_arrays, view_graph
+from pipelines.graph import decode_arrays, decode_graph, run, view_arrays, view_graph
 from pipelines.index import scan
 from pipelines.loader import Loader
 from pipelines.media import VideoFile, Way, way_of
@@ -224,3 +224,66 @@ def test_a_shard_damaged_after_the_scan_stops_the_run_by_name(tmp_path):
         shard.write_bytes(data)
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: clip 'c\d': rgb frame \d+ differs"):
         list(made)
+
+
+@pytest.mark.parametrize("moment", ["before its batch", "while DALI may read it"])
+def test_a_video_replaced_during_the_run_is_named(tmp_path: Path, moment: str) -> None:
+    """DALI would give black frames for those that the new one lacks."""
+    videos, _ = write_videos(tmp_path, "vp9", resize=(160, 144), crop=128, size=128)
+    source = open_source(videos)
+    path = tmp_path / "videos/rgb/c1.webm"
+
+    def plan():
+        yield [source.eval_request(0)]
+        if moment == "before its batch":
+            write_video(path, 2, "libvpx-vp9")
+        yield [source.eval_request(1)]
+        if moment != "before its batch":
+            write_video(path, 2, "libvpx-vp9")
+
+    graph = partial(decode_graph, device_id=None, batch_size=4, num_threads=1)
+    with pytest.raises(ValueError, match=f"{path}: was replaced by another video while in use"):
+        list(run(graph, decode_arrays, plan(), videos, "rgb", Way.VIDEO))
+
+
+def test_a_video_touched_during_the_run_goes_on(tmp_path: Path) -> None:
+    videos, _ = write_videos(tmp_path, "vp9", resize=(160, 144), crop=128, size=128)
+    source = open_source(videos)
+    (tmp_path / "videos/rgb/c0.webm").touch()
+    graph = partial(decode_graph, device_id=None, batch_size=4, num_threads=1)
+    plan = [[source.eval_request(0)]]
+    assert len(list(run(graph, decode_arrays, plan, videos, "rgb", Way.VIDEO))) == 1
+
+
+def test_a_kept_index_that_is_another_kind_of_file_is_made_anew(tmp_path: Path) -> None:
+    packed = pack(write_list(tmp_path / "folders", 3), tmp_path / "pack")
+    kept = tmp_path / "pack/shard-000000.npz"
+    with kept.open("wb") as file:
+        np.save(file, np.arange(3))
+    assert len(scan(packed, "train")) == 3
+    with np.load(kept) as arrays:
+        assert int(arrays["num_bytes"]) == kept.with_suffix(".tar").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [(b'"num_frames":5', b'"num_frames":4', "number of frames"),
+     (b'"height":48', b'"height":-8', "numbers out of range"),
+     (b'"encoding":"jpeg"', b'"encoding":"jpfg"', "shape or encoding")],
+)  # fmt: skip
+def test_a_clip_whose_description_was_damaged_is_refused(tmp_path, old, new, words) -> None:
+    packed = pack(write_list(tmp_path / "folders", 1), tmp_path / "pack")
+    shard = tmp_path / "pack/shard-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(old, new))
+    shard.with_suffix(".npz").unlink()
+    with pytest.raises(ValueError, match=f"{shard}: c0-.*do not fit together .{words}"):
+        scan(packed, "train")
+
+
+def test_an_index_that_leads_out_of_its_shard_is_refused(tmp_path: Path) -> None:
+    packed = pack(write_list(tmp_path / "folders", 1), tmp_path / "pack")
+    index = tmp_path / "pack/shard-000000.idx"
+    index.write_text(index.read_text().replace("json 512 ", f"json {10**30} "))
+    index.with_suffix(".npz").unlink()
+    with pytest.raises(ValueError, match=r"shard-000000\.tar: c0-.*: its members lie outside of"):
+        scan(packed, "train")

@@ -11,10 +11,10 @@ from lists import TINY, request
 from PIL import Image
 
 from pipelines.config import DataConfig
-from pipelines.culprit import find_problem
+from pipelines.culprit import find_problem, passing
 from pipelines.graph import decode_arrays, decode_graph, run
 from pipelines.media import Way
-from pipelines.verify import problem, suspects
+from pipelines.verify import first_refused, problem, suspects
 
 METRIC = replace(TINY, modality="depth", depth_encoding="metric")
 
@@ -109,6 +109,43 @@ def test_16_bit_depth_taken_for_images_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_deep_tiff_taken_for_an_image_is_named(tmp_path: Path) -> None:
+    """Pillow would clip its values, DALI scale them."""
+    paths = write_clip(tmp_path, rgb_frames(4))
+    Image.new("I;16", (64, 48)).save(paths[2], format="TIFF")
+    assert error_of(paths).startswith(f"{paths[2]}: 16-bit depth where an image is expected")
+
+
+def test_a_format_that_dali_does_not_know_is_named(tmp_path: Path) -> None:
+    paths = write_clip(tmp_path, rgb_frames(4))
+    Image.new("P", (64, 48)).save(paths[2], format="GIF")
+    assert error_of(paths).startswith(f"{paths[2]}: a GIF image, which DALI does not decode")
+
+
+def test_a_png_chunk_unlike_its_checksum_is_named_with_its_byte(tmp_path: Path) -> None:
+    """Pillow takes wrong checksums of pixels."""
+    paths = write_clip(tmp_path, depth_frames(4), DEPTH_NAME)
+    data = bytearray(Path(paths[2]).read_bytes())
+    start = data.index(b"IDAT") - 4
+    end = start + 8 + int.from_bytes(data[start : start + 4], "big")
+    data[end] ^= 1  # the first byte of its checksum
+    Path(paths[2]).write_bytes(data)
+    Image.open(paths[2]).load()
+    assert error_of(paths, METRIC).startswith(f"{paths[2]}: damaged at byte {start}: a PNG chunk")
+
+
+def test_a_jpeg_that_dali_alone_refuses_is_named(tmp_path: Path) -> None:
+    paths = write_clip(tmp_path, rgb_frames(4))
+    sound = [Path(path).read_bytes() for path in paths]
+    rewrite(paths[2], lambda b: b[:20] + bytes(4) + b[20:])  # between two of its segments
+    Image.open(paths[2]).load()
+    assert problem(paths[2], millimetres=False) is None
+    message = error_of(paths)
+    assert message.startswith(f"{paths[2]}: DALI cannot decode it (") and "\n" not in message
+    assert first_refused(sound, millimetres=False) is None
+    assert first_refused([Path(path).read_bytes() for path in paths], millimetres=False) == 2
+
+
 def test_bytes_after_the_end_of_a_sound_file_are_legal(tmp_path: Path) -> None:
     """Such a file looks suspicious, is looked at slowly and found sound."""
     paths = write_clip(tmp_path, rgb_frames(4))
@@ -161,3 +198,11 @@ def test_dali_alone_takes_8_bit_for_16_without_a_word(tmp_path: Path) -> None:
     frames, _ = graph.run()
     assert (np.asarray(frames[0]) == 7 * 257).all()
     assert problem(path, millimetres=True) is not None
+
+
+def test_what_failed_once_and_is_sound_now_is_named_by_its_clips(tmp_path: Path) -> None:
+    requests = [request(write_clip(tmp_path / str(i), rgb_frames(3)), index=i) for i in range(2)]
+    assert str(passing(requests, 0)) == (
+        f"{tmp_path}/0 (clip c0, l:1), {tmp_path}/1 (clip c1, l:1): could not be decoded, but now "
+        "can; start again, and write to no file while it is in use"
+    )

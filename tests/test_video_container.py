@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from videos import write_kind, write_video
 
-from pipelines.video_container import noted_size
+from pipelines.video_container import is_chained, noted_size
 
 
 @pytest.mark.parametrize("kind", ["mjpeg_422_odd", "h264_odd", "vp9_odd", "h264_mkv", "h264_avi"])
@@ -61,3 +61,12 @@ def test_bytes_that_are_no_element_are_damage(tmp_path: Path) -> None:
 def test_other_files_are_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "a.mpg").write_bytes(b"\0\0\1\xba" * 10)
     assert noted_size(str(tmp_path / "a.mpg")) is None
+
+
+@pytest.mark.parametrize("place", [-200, -1])
+def test_an_avi_whose_chunks_do_not_follow_each_other_is_told(tmp_path: Path, place: int) -> None:
+    path = write_kind(tmp_path, "mjpeg", 5)
+    assert is_chained(str(path))
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + b"\1" * 50 + data[place:])
+    assert not is_chained(str(path))

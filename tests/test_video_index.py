@@ -77,7 +77,9 @@ def test_a_wrong_count_in_the_header_does_not_matter(tmp_path: Path, count: int)
 
     for kind in ("mjpeg", "mpeg4_bframes", "h264_avi"):
         path = patched(write_kind(tmp_path, kind, 30), change)
-        assert probe(path).num_frames == 30
+        info = probe(path)
+        assert info.num_frames == 30
+        assert count >= 30 or count == 0 or not info.dali_cpu  # which refuses frames past it
 
 
 def test_an_avi_without_index_or_with_dropped_frames_is_counted_by_its_frames(tmp_path) -> None:

@@ -89,16 +89,18 @@ class Loader:
         stream = partial(torch.cuda.current_stream, device_id)
         window = self.config.motion_window
         shape = (self.config.size, self.config.size, 3)
-        for requests, outputs in self._run(graph, self._view_arrays(device_id), plan, stream):
-            pixels, clips = (
-                [
-                    torch.from_dlpack(part.as_tensor()).view(len(requests), -1, *shape)
-                    for part in parts
-                ]
-                for parts in zip(*outputs, strict=True)
-            )
-            maps = [motion_maps(part, window) for part in pixels] if window else []
-            yield self._batch(requests, [clip.to(self.dtype) for clip in clips], maps)
+        with ThreadPoolExecutor(self.threads) as pool:
+            arrays = self._view_arrays(device_id, pool)
+            for requests, outputs in self._run(graph, arrays, plan, stream):
+                pixels, clips = (
+                    [
+                        torch.from_dlpack(part.as_tensor()).view(len(requests), -1, *shape)
+                        for part in parts
+                    ]
+                    for parts in zip(*outputs, strict=True)
+                )
+                maps = [motion_maps(part, window) for part in pixels] if window else []
+                yield self._batch(requests, [clip.to(self.dtype) for clip in clips], maps)
 
     def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
         """DALI decodes; then each clip of a batch is one task of a thread pool."""
@@ -124,14 +126,23 @@ class Loader:
             for modality in self.config.modalities
         }
 
-    def _view_arrays(self, device_id: int) -> Callable[..., Any]:
-        """What feeds the graph of a view: encoded frames, or with a cache decoded ones."""
-        if self.cache is None:
-            return view_arrays
-        kept = self._kept("gpu" if self.config.cache == "gpu" else "cpu", device_id)
+    def _view_arrays(self, device_id: int, pool: Executor) -> Callable[..., Any]:
+        """What feeds the graph of a view: encoded frames, or decoded ones, from the cache or clip
+        by clip from FFmpeg in `pool`."""
+        kept = {}
+        if self.cache is not None:
+            kept = self._kept("gpu" if self.config.cache == "gpu" else "cpu", device_id)
 
         def arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Any:
-            frames = [frame for clip in kept[modality].of(requests) for frame in clip]
+            if way is not Way.RAW:
+                return view_arrays(requests, config, modality, way)
+            clips: Iterable[Any]
+            if kept:
+                clips = kept[modality].of(requests)
+            else:
+                place = config.modalities.index(modality)
+                clips = pool.map(Stream.decode, [r.streams[place] for r in requests])
+            frames = [frame for clip in clips for frame in clip]
             return frames, *views(requests, config, modality, way)
 
         return arrays

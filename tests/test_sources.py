@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines.batch import Batch
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.depth import read_depth
 from pipelines.depth_boxes import depth_boxes
+from pipelines.frame_cache import FrameCache
 from pipelines.graph import decode_arrays, decode_graph, run, view_arrays, view_graph
 from pipelines.index import scan
 from pipelines.loader import Loader
@@ -287,3 +289,20 @@ def test_an_index_that_leads_out_of_its_shard_is_refused(tmp_path: Path) -> None
     index.with_suffix(".npz").unlink()
     with pytest.raises(ValueError, match=r"shard-000000\.tar: c0-.*: its members lie outside of"):
         scan(packed, "train")
+
+
+@pytest.mark.parametrize("cache", [None, FrameCache(0), FrameCache(10**9)])
+@pytest.mark.parametrize("kind", ["h264", "vp9"])
+def test_what_a_gpus_graph_is_fed_with_is_the_same_by_every_way(tmp_path, kind, cache):
+    """The arrays of the GPU's path, which need no GPU to be made."""
+    videos, _ = write_videos(tmp_path, kind)
+    source = open_source(videos)
+    requests = [source.train_request(1, i) for i in range(3)]
+    with ThreadPoolExecutor(2) as pool:
+        feed = Loader(videos, CPU, torch.float32, 3, 2, cache)._view_arrays(None, pool)
+        for _ in range(2):  # the second time from the cache, if there is one
+            made = feed(requests, videos, "rgb", Way.RAW)
+            expected = view_arrays(requests, videos, "rgb", Way.RAW)
+            assert len(made) == len(expected) and len(made[0]) == 12
+            for ours, theirs in zip(made, expected, strict=True):
+                assert all(map(np.array_equal, ours, theirs))

@@ -32,6 +32,9 @@ from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
 from pipelines.source import ClipRequest, Stream
 
+THREADS = "loader"
+"""What the names of a loader's own threads begin with."""
+
 
 class Loader:
     """Makes the batches of one rank. Holds no position and no random state: a plan says it all."""
@@ -89,7 +92,7 @@ class Loader:
         stream = partial(torch.cuda.current_stream, device_id)
         window = self.config.motion_window
         shape = (self.config.size, self.config.size, 3)
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(self.threads, THREADS) as pool:
             arrays = self._view_arrays(device_id, pool)
             for requests, outputs in self._run(graph, arrays, plan, stream):
                 pixels, clips = (
@@ -106,7 +109,7 @@ class Loader:
         """DALI decodes; then each clip of a batch is one task of a thread pool."""
         graph = partial(decode_graph, device_id=None, **self._pipeline)
         memory = Recycler()
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(self.threads, THREADS) as pool:
             if self.cache is not None:
                 kept = self._kept("cpu", None)
                 for requests in plan:

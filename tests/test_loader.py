@@ -20,7 +20,7 @@ from pipelines import reference
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import depth_boxes
-from pipelines.loader import Loader
+from pipelines.loader import THREADS, Loader
 from pipelines.plan import eval_plan, train_plan
 from pipelines.source import ClipRequest, ClipSource
 
@@ -65,9 +65,9 @@ def assert_same(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> Non
 
 
 def threads() -> list[str]:
-    """Those of loaders that are alive (a progress bar may have one of its own)."""
+    """Those of loaders that are alive (a progress bar or torch's compiler may have their own)."""
     names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith(("in_background", "ThreadPoolExecutor"))]
+    return [name for name in names if name.startswith(("in_background", THREADS))]
 
 
 def test_a_batch_holds_what_was_asked_for(source: ClipSource) -> None:
@@ -245,7 +245,7 @@ def test_a_program_that_fails_between_batches_ends_by_itself(source: ClipSource)
         sys.path.insert(0, "tests")
         from dataclasses import replace
         from lists import TINY, open_source
-        from pipelines.loader import Loader
+        from pipelines.loader import THREADS, Loader
         from pipelines.plan import train_plan
         source = open_source(replace(TINY, root={source.config.root!r}))
         plan = train_plan(source, 0, 2, 0, 10**9, 0, 1)

@@ -55,7 +55,6 @@ def test_a_single_source_is_taken_without_a_word(tmp_path):
     assert choose_source(config, CPU, 1, said.append) == "frames"
     packed = pack(config, tmp_path / "pack")
     assert choose_source(packed, CPU, 1, said.append) == "pack"
-    assert ()
     assert not said
 
 

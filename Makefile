@@ -45,8 +45,10 @@ demo-data-rgbd: $(READY)
 	    data.root=sample_data_rgbd || exit 1; \
 	done
 
+# As many tests at a time as there are cores, four at most; each with one thread, or they would wait
+# for each other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -4,6 +4,7 @@ knows no source: benchmarks/loader_sources.py does."""
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from benchmarks.loader_cases import Case, Setting
 from benchmarks.loader_sources import SOURCES, keep_scans
 from benchmarks.page_cache import drop, files_below, read_in, share_in_memory
 from benchmarks.records import summary
+from pipelines.background import BACKGROUND
 
 SHORTEST = {"cpu": 0.3, "cuda": 0.8}
 """Seconds: windows of quick stages have more batches than `Setting.batches`. A GPU's driver says
@@ -35,8 +37,8 @@ class Window:
     """Of the case's processes, all threads."""
 
     caller_seconds_per_batch: float
-    """Processor time of the thread that asks for batches: on the GPU path all of Python's, and
-    what DALI does between taking arrays and giving a batch."""
+    """Processor time of the thread that asks for batches and the one that makes them: on the GPU
+    path all of Python but reading, and what DALI does between taking arrays and giving a batch."""
 
     gpu_bytes: int
     """How much more of the device's memory is taken than before."""
@@ -73,14 +75,14 @@ def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequenc
         next(batches)
     most = setting.cold_batches if files else sys.maxsize
     _wait_for(case.device)
-    started, cpu, caller = time.perf_counter(), _cpu_seconds(), time.thread_time()
+    started, cpu, caller = time.perf_counter(), _cpu_seconds(), _caller_seconds()
     done = 0
     while done < most and (
         done < setting.batches or time.perf_counter() - started < SHORTEST[case.device]
     ):
         next(batches)
         done += 1
-    caller = time.thread_time() - caller
+    caller = _caller_seconds() - caller
     _wait_for(case.device)
     seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
     engines = engine_use() if case.device == "cuda" else {}
@@ -116,6 +118,13 @@ def _cpu_seconds() -> float:
     """Processor time of all threads of the case's processes so far. By the clock of each process
     (clock_getcpuclockid): the ticks in /proc miss threads that sleep often."""
     return sum(time.clock_gettime((~process << 3) | 2) for process in _processes())
+
+
+def _caller_seconds() -> float:
+    """Processor time so far of this thread and of those that run the loader ahead of it."""
+    ahead = [t.ident for t in threading.enumerate() if t.name == BACKGROUND]
+    clocks = [time.pthread_getcpuclockid(ident) for ident in ahead if ident is not None]
+    return time.thread_time() + sum(map(time.clock_gettime, clocks))
 
 
 def _most_resident(process: int) -> int:

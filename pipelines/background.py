@@ -9,6 +9,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+BACKGROUND = "in_background"
+"""The name of such threads."""
+
 
 def in_background(items: Generator[Item, None, None], ahead: int) -> Generator[Item, None, None]:
     """Yields the items (never None) in order while a thread makes up to `ahead` more.
@@ -33,7 +36,7 @@ def in_background(items: Generator[Item, None, None], ahead: int) -> Generator[I
         except BaseException as error:  # of any kind: it is the consumer's to judge
             made.put(error)
 
-    thread = Thread(target=make, name="in_background", daemon=True)
+    thread = Thread(target=make, name=BACKGROUND, daemon=True)
 
     def stop() -> None:
         stopped.set()

@@ -1,6 +1,6 @@
 """The layout contract between the pipelines and the training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,3 +39,11 @@ class Batch:
         clips = self.clip if isinstance(self.clip, tuple) else (self.clip,)
         maps = self.motion if isinstance(self.motion, tuple) else (self.motion,) * len(clips)
         return tuple(zip(clips, maps, strict=True))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        for part in (self.clip, self.motion, self.label, self.branch_indices, self.index):
+            if isinstance(part, Tensor):
+                yield part
+            elif part is not None:
+                yield from part

@@ -32,6 +32,8 @@ Arrays = tuple[Any, ...]
 """One batch of each external input: a list of arrays, or an array with one row per frame."""
 Feed = Callable[[], Arrays]
 """Gives DALI the next batch; StopIteration ends the run."""
+Each = Callable[[Callable[[Stream], Any], Iterable[Stream]], Iterable[Any]]
+"""As the built-in map."""
 
 
 @pipeline_def
@@ -141,24 +143,29 @@ def _crop(frames: DataNode, corner: DataNode, flip: DataNode, config: DataConfig
     return transforms.resize(pixels, config.size, config.size)
 
 
-def decode_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:
-    """The inputs of `decode_graph`: one row per frame of the batch, N = B * T, or per clip."""
+def decode_arrays(
+    requests: Requests, config: DataConfig, modality: str, way: Way, each: Each = map
+) -> Arrays:
+    """The inputs of `decode_graph`: one row per frame of the batch, N = B * T, or per clip. Clips
+    whose bytes or frames are taken here are so by `each`, which may be the map of a thread pool."""
     streams = _streams(requests, config, modality)
     if way is Way.FILES:
         return (_joined([s.path_bytes() for s in streams]),)
     if way is Way.VIDEO:
         return padded([s.media.name for s in streams]), [s.frames.astype(np.int32) for s in streams]
     if way is Way.RAW:
-        return ([frame for s in streams for frame in s.decode()],)
-    encoded = [data for s in streams for data in s.encoded()]
+        return ([frame for clip in each(Stream.decode, streams) for frame in clip],)
+    encoded = [data for clip in each(Stream.encoded, streams) for data in clip]
     if way is Way.IMAGES:
         return (encoded,)
     return encoded, inflate_shapes([s.packed_info for s in streams], config.num_frames)
 
 
-def view_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Arrays:
+def view_arrays(
+    requests: Requests, config: DataConfig, modality: str, way: Way, each: Each = map
+) -> Arrays:
     """The inputs of `view_graph`: those of `decode_graph`, then those of the views."""
-    frames = decode_arrays(requests, config, modality, way)
+    frames = decode_arrays(requests, config, modality, way, each)
     return *frames, *views(requests, config, modality, way)
 
 

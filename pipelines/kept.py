@@ -127,6 +127,8 @@ class KeptFrames:
             parts = [frames[i]] if way.by_clip else [frames[first + t] for t in range(count)]
             first += count
             yield self._copy(parts, way)
+        if self.device == "gpu":  # DALI writes there again without asking whether copies are done
+            torch.cuda.current_stream().synchronize()
 
     def _feed(self) -> Arrays:
         return self._waiting.popleft()

@@ -4,6 +4,7 @@ clips is for pipelines/plan.py to say, what happens to their pixels for graph.py
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -69,17 +70,33 @@ class Loader:
         ValueError, at the batch concerned, naming the first file that is missing or damaged.
         """
         if self.device.type == "cuda":
-            return self._gpu_batches(plan)
+            return self._handed_over(in_background(self._gpu_batches(plan), self.config.prefetch))
         return in_background(self._cpu_batches(plan), self.config.prefetch)
 
-    def _gpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
-        """DALI does it all, ahead of the caller and on streams of its own.
+    def _handed_over(
+        self, made: Generator[tuple[Batch, torch.cuda.Event], None, None]
+    ) -> Generator[Batch, None, None]:
+        """Batches of another stream, ready for the CUDA stream current in the caller.
 
-        Stream contract: `next` binds the finished outputs to the CUDA stream current in the caller,
-        without a copy or a wait of the host. What is queued there later sees them complete, and
-        DALI takes their memory back only behind what was queued there before the batch was dropped.
-        Whoever reads a batch on another stream must make the two streams wait for each other.
+        Stream contract: what the caller queues there after `next` sees the batch complete, without
+        a wait of the host, and the batch's memory is used again only behind what was queued there
+        before it was dropped. Whoever reads a batch on a third stream makes the two wait for each
+        other.
         """
+        with closing(made):
+            for batch, complete in made:
+                stream = torch.cuda.current_stream(self.device)
+                stream.wait_event(complete)
+                for tensor in batch.tensors():
+                    if tensor.is_cuda:
+                        tensor.record_stream(stream)
+                yield batch
+
+    def _gpu_batches(
+        self, plan: Iterable[Requests]
+    ) -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
+        """Each batch, and when it is complete: in a thread and on a CUDA stream of its own, so that
+        the step waits for no file and for no Python. DALI works ahead of it in turn."""
         index = self.device.index
         device_id = torch.cuda.current_device() if index is None else index
         # bfloat16, which DALI does not know, holds the same values exactly: converted below.
@@ -89,12 +106,15 @@ class Loader:
         )
         if self.config.cache == "gpu":
             graph = partial(graph, given_on="gpu")
-        stream = partial(torch.cuda.current_stream, device_id)
         window = self.config.motion_window
         shape = (self.config.size, self.config.size, 3)
-        with ThreadPoolExecutor(self.threads, THREADS) as pool:
+        own_stream = torch.cuda.Stream(device_id)
+        with (
+            torch.cuda.stream(own_stream),
+            ThreadPoolExecutor(self.threads, THREADS) as pool,
+        ):
             arrays = self._view_arrays(device_id, pool)
-            for requests, outputs in self._run(graph, arrays, plan, stream):
+            for requests, outputs in self._run(graph, arrays, plan, lambda: own_stream):
                 pixels, clips = (
                     [
                         torch.from_dlpack(part.as_tensor()).view(len(requests), -1, *shape)
@@ -103,7 +123,9 @@ class Loader:
                     for parts in zip(*outputs, strict=True)
                 )
                 maps = [motion_maps(part, window) for part in pixels] if window else []
-                yield self._batch(requests, [clip.to(self.dtype) for clip in clips], maps)
+                # Copied to memory of torch's, which knows who still reads it; DALI's does not.
+                clips = [clip.to(self.dtype, copy=True) for clip in clips]
+                yield self._batch(requests, clips, maps), own_stream.record_event()
 
     def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
         """DALI decodes; then each clip of a batch is one task of a thread pool."""
@@ -116,7 +138,8 @@ class Loader:
                     frames = [part.of(requests) for part in kept.values()]
                     yield self._cpu_batch(requests, frames, memory, pool)
                 return
-            for requests, outputs in self._run(graph, decode_arrays, plan):
+            arrays = partial(decode_arrays, each=pool.map)
+            for requests, outputs in self._run(graph, arrays, plan):
                 decoded = [part[0] if part else None for part in outputs]
                 yield self._cpu_batch(requests, decoded, memory, pool)
 
@@ -130,25 +153,16 @@ class Loader:
         }
 
     def _view_arrays(self, device_id: int, pool: Executor) -> Callable[..., Any]:
-        """What feeds the graph of a view: encoded frames, or decoded ones, from the cache or clip
-        by clip from FFmpeg in `pool`."""
-        kept = {}
-        if self.cache is not None:
-            kept = self._kept("gpu" if self.config.cache == "gpu" else "cpu", device_id)
+        """What feeds the graph of a view: what `pool` reads or decodes, or what the cache has."""
+        if self.cache is None:
+            return partial(view_arrays, each=pool.map)
+        kept = self._kept("gpu" if self.config.cache == "gpu" else "cpu", device_id)
 
-        def arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Any:
-            if way is not Way.RAW:
-                return view_arrays(requests, config, modality, way)
-            clips: Iterable[Any]
-            if kept:
-                clips = kept[modality].of(requests)
-            else:
-                place = config.modalities.index(modality)
-                clips = pool.map(Stream.decode, [r.streams[place] for r in requests])
-            frames = [frame for clip in clips for frame in clip]
+        def kept_arrays(requests: Requests, config: DataConfig, modality: str, way: Way) -> Any:
+            frames = [frame for clip in kept[modality].of(requests) for frame in clip]
             return frames, *views(requests, config, modality, way)
 
-        return arrays
+        return kept_arrays
 
     def _run(
         self, graph: Any, arrays: Any, plan: Iterable[Requests], *stream: Any

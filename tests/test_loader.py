@@ -301,6 +301,21 @@ def test_a_batch_on_a_gpu_survives_later_ones_while_it_is_held(source: ClipSourc
 
 
 @pytest.mark.gpu
+def test_a_dropped_batch_is_not_overwritten_before_what_was_queued_has_read_it(
+    source: ClipSource,
+) -> None:
+    plan = [[source.train_request(epoch, i) for i in (0, 1)] for epoch in range(12)]
+    loader = Loader(source.config, torch.device("cuda"), torch.float16, 2, 1)
+    expected = [batch.clip.double().sum().item() for batch in loader.batches(plan)]
+    seen = []
+    for batch in loader.batches(plan):
+        torch.cuda._sleep(10**8)  # the step is tens of milliseconds behind the host
+        seen.append(batch.clip.double().sum())
+        del batch
+    assert [total.item() for total in seen] == expected
+
+
+@pytest.mark.gpu
 def test_a_truncated_jpeg_stops_a_gpu_run_too(tmp_path: Path) -> None:
     plan = broken_plan(tmp_path)
     bad = Path(plan[1][1].streams[0].paths[2])

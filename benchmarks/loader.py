@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import loader_table, memory_curve, python_work
 from benchmarks.loader_cases import WHATS, Case, Setting, all_cases
-from benchmarks.loader_run import measure
+from benchmarks.loader_run import Entries, measure
 from benchmarks.loader_sources import SOURCES
 from benchmarks.records import record, write
 
@@ -52,18 +52,24 @@ def choose(
 
 
 def measure_all(
-    cases: Sequence[Case], setting: Setting, data: Path, errors: list[str]
-) -> Iterator[dict[str, dict[str, Any]]]:
-    """Entries by name, those of one turn after the other. What a turn raises goes to `errors` and
-    does not end the others."""
+    cases: Sequence[Case], setting: Setting, data: Path, missing: dict[str, str], errors: list[str]
+) -> Iterator[Entries]:
+    """Entries by name, those of one turn after the other. What stops a case or a turn goes to
+    `errors`, of a peer to `missing`, and does not end the others."""
     for write_data in {SOURCES[case.source].write for case in cases}:
         write_data(data, setting)
     for _, turn in itertools.groupby(cases, key=lambda case: case.turn):
         try:
-            yield measure(list(turn), setting, data)
+            entries, stopped = measure(list(turn), setting, data)
         except ValueError as error:
             errors.append(str(error))
-            print(f"error: {error}", file=sys.stderr)
+            continue
+        for case, why in stopped.items():
+            if SOURCES[case.source].is_peer:
+                missing[case.name] = why
+            else:
+                errors.append(f"{case.name}: {why}")
+        yield entries
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,17 +93,19 @@ def speed(options: argparse.Namespace, setting: Setting, data: Path) -> int:
     is stopped keeps what it has."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     cases, missing = choose(devices, options.only, options.peers)
-    entries: dict[str, dict[str, Any]] = {}
+    entries: Entries = {}
     errors: list[str] = []
     whats = [what for what in WHATS if any(case.what == what for case in cases)]
     work = {what: python_work.python_work(setting, what) for what in whats}
     contents = {"entries": entries, "missing": missing, "python_ms": work, "errors": errors}
-    for found in measure_all(cases, setting, data, errors):
+    for found in measure_all(cases, setting, data, missing, errors):
         entries |= found
         _keep(options, setting, "loader, rendered clips", **contents)
     print(loader_table.as_text(entries, missing))
     for what in whats:
         print(f"\n{python_work.as_text(work[what], what, setting)}")
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
     return 1 if errors else 0
 
 

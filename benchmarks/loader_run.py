@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,9 @@ from benchmarks.loader_sources import SOURCES, keep_scans
 from benchmarks.page_cache import drop, files_below, read_in, share_in_memory
 from benchmarks.records import summary
 from pipelines.background import BACKGROUND
+
+Entries = dict[str, dict[str, Any]]
+"""What the record says of each case, by its name."""
 
 SHORTEST = {"cpu": 0.3, "cuda": 0.8}
 """Seconds: windows of quick stages have more batches than `Setting.batches`. A GPU's driver says
@@ -52,19 +56,23 @@ class Window:
 
 def serve(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
     """In a process of its own: a `Window` for each True that arrives, then the most memory in bytes
-    that the case's processes had beyond what this one took before."""
+    that the case's processes had beyond what this one took before. Or what was raised, and no more.
+    """
     torch.set_num_threads(1)  # the loader has threads of its own
     cv2.setNumThreads(1)
     files = files_below(data / SOURCES[case.source].folder) if case.pages == "cold" else []
     before = _most_resident(os.getpid())
-    batches: Iterator[Any] = SOURCES[case.source].open(case, setting, data)
     try:
+        batches: Iterator[Any] = SOURCES[case.source].open(case, setting, data)
         while pipe.recv():
             pipe.send(_window(case, setting, batches, files))
         own, *workers = _processes()
         pipe.send(_most_resident(own) - before + sum(map(_private, workers)))
     except EOFError:  # the benchmark was stopped
         return
+    except Exception as error:  # a peer may raise anything; all of it is shown, and told in brief
+        traceback.print_exc()
+        pipe.send(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequence[Path]) -> Window:
@@ -154,8 +162,9 @@ def _taken(device: str) -> int:
     return total - free
 
 
-def measure(cases: Sequence[Case], setting: Setting, data: Path) -> dict[str, dict[str, Any]]:
-    """The entries of cases of one turn. Raises ValueError for one that cannot be set up."""
+def measure(cases: Sequence[Case], setting: Setting, data: Path) -> tuple[Entries, dict[Case, str]]:
+    """The entries of cases of one turn, and what stopped others of them. Raises ValueError where
+    `setting` fits none."""
     if cases[0].pages == "cold" and setting.cold_batches < 1:
         least = (setting.ahead + 1) * setting.batch
         raise ValueError(f"--clips {setting.clips}: cold files need at least {least}, else some "
@@ -178,23 +187,39 @@ def measure(cases: Sequence[Case], setting: Setting, data: Path) -> dict[str, di
             pipe.close()
 
 
-def _take_turns(pipes: dict[Case, Connection], setting: Setting) -> dict[str, dict[str, Any]]:
+def _take_turns(
+    pipes: Mapping[Case, Connection], setting: Setting
+) -> tuple[Entries, dict[Case, str]]:
     windows: dict[Case, list[Window]] = {case: [] for case in pipes}
-    for _ in range(1 + setting.windows):
-        for case, pipe in pipes.items():
-            windows[case].append(_ask(case, pipe, True))
-    return {
-        case.name: entry(case, windows[case], _ask(case, pipe, False), setting)
-        for case, pipe in pipes.items()
+    memory: dict[Case, int] = {}
+    stopped: dict[Case, str] = {}
+    for turn in range(setting.windows + 2):
+        for case in list(windows):
+            try:
+                answer = _ask(case, pipes[case], turn <= setting.windows)
+            except ValueError as error:
+                stopped[case] = str(error)
+                del windows[case]
+                continue
+            if isinstance(answer, Window):
+                windows[case].append(answer)
+            else:
+                memory[case] = answer
+    entries = {
+        case.name: entry(case, taken, memory[case], setting) for case, taken in windows.items()
     }
+    return entries, stopped
 
 
 def _ask(case: Case, pipe: Connection, question: bool) -> Any:
     try:
         pipe.send(question)
-        return pipe.recv()
+        answer = pipe.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise ValueError(f"{case.name}: stopped; its process said why above") from None
+        raise ValueError("its process ended without a word") from None
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    return answer
 
 
 def entry(

@@ -5,8 +5,7 @@ from typing import Any
 
 from benchmarks.engines import busiest
 from benchmarks.loader_cases import UPTOS
-
-Entries = dict[str, dict[str, Any]]
+from benchmarks.loader_run import Entries
 
 COLUMNS = {
     "clips/s": 9, "quartiles": 20, "x twin": 8, "CPU ms": 8, "cores": 7, "MiB": 7, "GPU MiB": 9,

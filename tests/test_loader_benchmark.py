@@ -72,6 +72,21 @@ def test_a_run_that_cannot_be_done_says_what_to_change(tmp_path, capsys):
         measure([replace(MOTION, pages="cold")], replace(TINY, clips=3), tmp_path)
 
 
+@pytest.mark.slow
+def test_what_stops_one_case_is_told_and_the_others_go_on(tmp_path, capsys):
+    SOURCES["videos"].write(tmp_path, TINY)
+    for video in (tmp_path / SOURCES["videos"].folder).rglob("*.mp4"):
+        video.write_bytes(b"no video")
+    both = ["cpu/frames/rgb/view/warm", "cpu/videos/rgb/view/warm"]
+    result = tmp_path / "result.json"
+    where = ["--data", str(tmp_path), "--json", str(result)]
+    assert loader.main([*TINY_OPTIONS, "--only", *both, *where]) == 1
+    seen = json.loads(result.read_text())
+    assert set(seen["entries"]) == {both[0]}
+    assert len(seen["errors"]) == 1 and seen["errors"][0].startswith(f"{both[1]}: ValueError: ")
+    assert f"error: {both[1]}: ValueError: " in capsys.readouterr().err
+
+
 def test_every_source_kind_stage_and_page_state_is_a_case_of_this_machine():
     cases, missing = loader.choose(("cpu",), ["*"], with_peers=False)
     whole = [(source, what, upto) for source in ("pack", "cache_host") for what in WHATS

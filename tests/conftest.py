@@ -1,9 +1,10 @@
 """Shared by the tests: a tiny data set of real files, a tiny run on it, and the GPU promise."""
 
+import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ import yaml
 from pipelines.synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_back_memory() -> Iterator[None]:
+    """The programs keep freed memory (engine/host_memory.py); one process that runs all of them
+    would come to hold several gigabytes."""
+    yield
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from datasets import (
 )
 from lists import TINY, open_source
 
+from engine.clips import class_names
 from pipelines.config import DataConfig
 from pipelines.ffmpeg import decode
 from pipelines.index import scan
@@ -66,6 +67,7 @@ def test_ntu_becomes_what_the_loader_reads(tmp_path):
     assert [clip.shape for clip in batch.clip] == [(2, 3, 4, 32, 32)] * 2
     image = cv2.imread(str(out / f"Images/{NTU_SAMPLES[0]}_rgb/000001.jpg"))
     assert image.shape == (240, 320, 3)
+    assert class_names(replace(config, num_classes=60))[6] == "throw"
 
 
 def test_depth_frames_of_ntu_stay_the_files_they_are(tmp_path):

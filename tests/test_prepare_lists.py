@@ -68,6 +68,21 @@ def test_ntu120_is_split_by_subject_and_by_setup(tmp_path):
     }
 
 
+def test_ntu_classes_have_the_names_of_the_authors_page(tmp_path):
+    source = empty_ntu(tmp_path, ["S001C001P001R001A001"])
+    classes = DATASETS["ntu120"](source, Wishes()).classes
+    assert len(set(classes)) == 120
+    assert {n: classes[n - 1] for n in (1, *range(10, 121, 10))} == {
+        1: "drink water", 10: "clapping", 20: "put on a hat/cap", 30: "typing on a keyboard",
+        40: "cross hands in front (say stop)", 50: "punching/slapping other person",
+        60: "walking apart from each other", 70: "thumb down", 80: "squat down",
+        90: "take something out of a bag", 100: "butt kicks (kick backward)",
+        110: "shoot at other person with a gun",
+        120: "finger-guessing game (playing rock-paper-scissors)",
+    }  # fmt: skip
+    assert DATASETS["ntu60"](source, Wishes()).classes == classes[:60]
+
+
 def test_the_first_60_classes_are_taken_out_of_a_download_of_all_120(tmp_path):
     source = empty_ntu(tmp_path, ["S001C001P001R001A001", "S018C001P008R001A061"])
     download = DATASETS["ntu60"](source, Wishes())

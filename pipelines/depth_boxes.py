@@ -3,6 +3,7 @@ What a region of interest is: pipelines/depth.py."""
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
@@ -87,15 +88,24 @@ def _clip_centres(clip: tuple[Media, int]) -> Centres:
     size: tuple[int, ...] = ()
     centres: list[int] = []
     for number in range(num_frames):
-        path, depth_mm = _read(frames, number)
+        _, depth_mm = _read(frames, number)
         if size and depth_mm.shape != size:
-            raise ValueError(
-                f"{path}: {depth_mm.shape[1]}x{depth_mm.shape[0]} pixels, the clip's other frames "
-                f"have {size[1]}x{size[0]}; bring them to one size"
-            )
+            raise ValueError(_of_another_size(clip))
         size = depth_mm.shape
         centres += box_centre(wrap(depth_mm)) or (-1, -1)
     return list(size), centres
+
+
+def _of_another_size(clip: tuple[Media, int]) -> str:
+    """The complaint about the first frame that has not the size of most: any may be the odd one."""
+    frames, num_frames = clip
+    sizes = {name: mm.shape for name, mm in (_read(frames, n) for n in range(num_frames))}
+    (height, width), _ = Counter(sizes.values()).most_common(1)[0]
+    name = next(name for name, size in sizes.items() if size != (height, width))
+    return (
+        f"{name}: {sizes[name][1]}x{sizes[name][0]} pixels, the clip's other frames have "
+        f"{width}x{height}; bring them to one size"
+    )
 
 
 def _read(media: Media, number: int) -> tuple[str, NDArray[np.uint16]]:

@@ -211,8 +211,15 @@ def test_a_bad_file_stops_the_computation_by_name(config: DataConfig, processes:
         depth_boxes(index, config, processes=processes)
 
 
-def test_frames_of_two_sizes_in_one_clip_are_an_error(config: DataConfig) -> None:
-    index = write_set(config, depth_frames(2, 160, 120))
-    Image.fromarray(EMPTY).save(index.media["depth"][0].path(1))
-    with pytest.raises(ValueError, match="64x48 pixels, the clip's other frames have 160x120"):
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_a_frame_of_another_size_than_the_clips_others_is_named(
+    config: DataConfig, odd: int
+) -> None:
+    index = write_set(config, depth_frames(3, 160, 120))
+    path = index.media["depth"][0].path(odd)
+    Image.fromarray(EMPTY).save(path)
+    with pytest.raises(ValueError) as raised:
         depth_boxes(index, config)
+    assert str(raised.value) == (
+        f"{path}: 64x48 pixels, the clip's other frames have 160x120; bring them to one size"
+    )

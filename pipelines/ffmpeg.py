@@ -50,7 +50,7 @@ def decode(
             process.stdout.close()  # FFmpeg ends when nobody reads
             status = process.wait()
         fault = _first_message(messages) or (f"FFmpeg ended with {status}" if status else "")
-    fault = fault or _too_few(path, count, window)
+    fault = fault or too_few(path, count, window)
     if not count or (fault and not keep_damaged):
         raise DamagedSource(f"{path}: {fault or 'no frame'}")
 
@@ -126,8 +126,8 @@ def _first_message(messages: IO[bytes]) -> str:
     return lines[0].rpartition("] ")[2].strip() if lines else ""
 
 
-def _too_few(path: str, count: int, window: tuple[int, int] | None) -> str:
-    """What is wrong with the number of frames, or nothing."""
+def too_few(path: str, count: int, window: tuple[int, int] | None = None) -> str:
+    """What is wrong with the number of frames that were decoded, or nothing."""
     if window:
         wanted = window[1] - window[0]
         short = f"only {count} of the {wanted} frames {window[0]} to {window[1] - 1}"

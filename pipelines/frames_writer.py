@@ -14,12 +14,13 @@ import numpy as np
 
 from pipelines.datasets.download import Images, SourceClip, Stream, Video
 from pipelines.depth import metric, read_depth
-from pipelines.ffmpeg import DamagedSource, Image, decode, encode
+from pipelines.ffmpeg import DamagedSource, Image, decode, encode, too_few
 from pipelines.folders import Frames
-from pipelines.layouts import LAYOUT_FILES, clip_frames
+from pipelines.layouts import LAYOUT_FILES, clip_frames, is_stored_in_mm
 from pipelines.manifest import Entry, Manifest, checksum
 from pipelines.roi import PersonCentres, person_centres
 from pipelines.verify import problem
+from pipelines.video_copy import copy_with_times
 
 PARTIAL = ".partial"
 ROI_SIZE = (320, 240)
@@ -31,6 +32,9 @@ class Form:
     """How frames are stored."""
 
     videos: bool = False
+    copies: bool = False
+    """The download's own videos, not encoded anew; the rest of this matters only for others."""
+
     quality: int = 95
     """Of JPEG."""
 
@@ -61,6 +65,7 @@ class ClipWriter:
 
     def __init__(self, out: str, layout: str, form: Form, manifest: Manifest) -> None:
         self._out = out
+        self._layout = layout
         self._files = LAYOUT_FILES[layout]
         self._form = form
         self._manifest = manifest
@@ -108,13 +113,16 @@ class ClipWriter:
         return clip_frames(self._out, self._files[stream.modality], name)
 
     def _in_mm(self, stream: Stream) -> bool:
-        return self._files[stream.modality].pattern.endswith(".png")
+        return is_stored_in_mm(self._layout, stream.modality)
+
+    def _is_video(self, stream: Stream) -> bool:
+        return (self._form.videos or self._form.copies) and not self._in_mm(stream)
 
     def _target(self, name: str, stream: Stream) -> str:
         """The folder of the frames, or the video."""
         folder = self._frames(name, stream).folder
         # 16-bit depth has no place in an 8-bit video: it stays a folder of images.
-        return f"{folder}.mp4" if self._form.videos and not self._in_mm(stream) else folder
+        return f"{folder}.mp4" if self._is_video(stream) else folder
 
     def _key(self, target: str) -> str:
         return os.path.relpath(target, self._out).replace(os.sep, "/")
@@ -124,7 +132,9 @@ class ClipWriter:
         used = [stream.source, stream.masks] if stream.masks else [stream.source]
         stats = [os.stat(source.path) for source in used if source]
         window = stream.source.window if isinstance(stream.source, Video) else None
-        facts = [[[s.st_size, s.st_mtime_ns] for s in stats], window, vars(self._form)]
+        settings = {key: value for key, value in vars(self._form).items() if key != "copies"}
+        form = "copies" if self._form.copies else settings
+        facts = [[[s.st_size, s.st_mtime_ns] for s in stats], window, form]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _write_partial(self, name: str, stream: Stream, target: str) -> Entry:
@@ -134,8 +144,9 @@ class ClipWriter:
         os.makedirs(os.path.dirname(part), exist_ok=True)
         try:
             centres = _centres(stream.masks) if stream.masks else None
-            if target.endswith(".mp4") and self._form.videos and not self._in_mm(stream):
-                entry = self._video(stream, centres, part)
+            if self._is_video(stream):
+                copies = self._form.copies
+                entry = _copy(stream, part) if copies else self._video(stream, centres, part)
             else:
                 os.mkdir(part)
                 linked = self._linked(stream)
@@ -183,11 +194,7 @@ class ClipWriter:
 
     def _video(self, stream: Stream, centres: PersonCentres | None, part: str) -> Entry:
         count = encode(self._images(stream, centres), part, self._form.gop, self._form.crf)
-        if not count:
-            return Entry("", 0, 0, 0, "", False, "")
-        with open(part, "rb") as file:
-            content = file.read()
-        return Entry("", 0, count, len(content), checksum(content), False, "")
+        return _video_entry(part, count)
 
     def _images(self, stream: Stream, centres: PersonCentres | None) -> Iterator[Image]:
         """The frames as they are stored, (H, W, 3) RGB."""
@@ -216,6 +223,23 @@ class ClipWriter:
                 yield np.repeat(grey[..., None], 3, axis=2)
             else:
                 yield image.astype(np.uint8, copy=False)
+
+
+def _copy(stream: Stream, part: str) -> Entry:
+    """The video as it is coded, decoded once to know that it is sound."""
+    path = stream.source.path
+    count = copy_with_times(path, part)
+    if fault := too_few(path, count):
+        raise DamagedSource(f"{path}: {fault}")
+    return _video_entry(part, count)
+
+
+def _video_entry(part: str, count: int) -> Entry:
+    if not count:
+        return Entry("", 0, 0, 0, "", False, "")
+    with open(part, "rb") as file:
+        content = file.read()
+    return Entry("", 0, count, len(content), checksum(content), False, "")
 
 
 def _link(files: list[str], frames: Frames, part: str, millimetres: bool) -> Entry:

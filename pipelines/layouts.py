@@ -83,6 +83,11 @@ def clip_frames(root: str, files: FrameFiles, name: str) -> Frames:
     return Frames(os.path.join(root, files.pattern.replace("{name}", name)), files.first)
 
 
+def is_stored_in_mm(layout: str, modality: str) -> bool:
+    """Whether the layout's frames are images of 16-bit depth."""
+    return LAYOUT_FILES[layout][modality].pattern.endswith(".png")
+
+
 def is_video(files: FrameFiles) -> bool:
     """Whether the pattern is that of one file for the whole clip."""
     return "{frame" not in files.pattern

@@ -11,9 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines import manifest
-from pipelines.datasets.download import Download, SourceClip
+from pipelines.datasets.download import Download, Images, SourceClip, Video
 from pipelines.ffmpeg import DamagedSource
 from pipelines.frames_writer import ClipWriter, Form, Written
+from pipelines.layouts import is_stored_in_mm
 from pipelines.manifest import Entry, Manifest, checksum
 
 SUMMARY = "prepare.json"
@@ -55,6 +56,25 @@ def claim(source: str, out: str) -> None:
     if os.path.isdir(out) and os.listdir(out) and manifest.FILE not in os.listdir(out):
         raise ValueError(f"{out}: holds files but no {manifest.FILE}; take a new or empty folder")
     os.makedirs(out, exist_ok=True)
+
+
+def check_videos(download: Download) -> None:
+    """ValueError where a clip is no video as a whole, so that no copy of one would be the clip."""
+    for clip in download.clips:
+        for stream in clip.streams:
+            source = stream.source
+            if isinstance(source, Video) and source.window:
+                what = f"only its frames {source.window[0]} to {source.window[1] - 1} are the clip"
+            elif isinstance(source, Images) and not is_stored_in_mm(
+                download.layout, stream.modality
+            ):
+                what = "a folder of frames"
+            else:
+                continue
+            raise ValueError(
+                f"{source.path}: {what}, and --as copies takes whole videos; choose --as frames, "
+                "videos or packs"
+            )
 
 
 def prepare(

@@ -18,7 +18,7 @@ from pipelines.datasets.download import Wishes
 from pipelines.frames_writer import ROI_SIZE, Form
 from pipelines.pack import summary as pack_summary
 from pipelines.pack_reader import Pack
-from pipelines.preparation import SUMMARY, Summary, claim, prepare
+from pipelines.preparation import SUMMARY, Summary, check_videos, claim, prepare
 from pipelines.prepared_packs import pack_prepared
 
 
@@ -56,9 +56,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--as": {
         "dest": "form",
-        "choices": ("frames", "videos", "packs"),
+        "choices": ("frames", "videos", "copies", "packs"),
         "default": "frames",
         "help": "folders of JPEG frames, or H.264 videos; 16-bit depth stays PNG;\n"
+        "or copies of the download's videos, whole and not encoded anew, as .mp4\n"
+        "that the GPU can decode;\n"
         "or packs of frames (docs/packs.md), made from OUT/frames, which may go then",
     },
     "--quality": {
@@ -123,6 +125,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+CHANGING = ("roi", "size", "keep_damaged", "depth_range")
+"""Options that change pictures wherever they are given."""
+
 MOST_SHOWN = 20
 
 
@@ -134,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = os.path.join(options.out, "frames") if options.form == "packs" else options.out
         claim(options.source, out)
         download = DATASETS[options.dataset](options.source, wishes)
+        if form.copies:
+            check_videos(download)
         summary, made = prepare(options.dataset, download, out, form, options.jobs)
         if options.form == "packs" and summary.clips:
             pack_prepared(download, wishes.modality, out, options.out, options.jobs)
@@ -189,14 +196,30 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _form(options: argparse.Namespace) -> Form:
+    if options.form == "copies":
+        _check_unchanged(options)
+        return Form(copies=True)
     size = options.size or (ROI_SIZE if options.dataset in TAKEN_BY["roi"] else None)
     near, far = options.depth_range or Form.depth_range_mm
     if not 0 <= near < far <= 65535:
         raise ValueError(f"--depth-range {near} {far}: must be 0 <= NEAR < FAR <= 65535")
     return Form(
-        options.form == "videos", options.quality, options.gop, options.crf, size, (near, far),
-        options.keep_damaged,
+        options.form == "videos", False, options.quality, options.gop, options.crf, size,
+        (near, far), options.keep_damaged,
     )  # fmt: skip
+
+
+def _check_unchanged(options: argparse.Namespace) -> None:
+    """ValueError for an option that would change the pictures of copies."""
+    settings = {"quality": Form.quality, "gop": Form.gop, "crf": Form.crf}
+    given = {name: getattr(options, name) != value for name, value in settings.items()}
+    given |= {name: getattr(options, name) for name in CHANGING}
+    for name in given:
+        if given[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: --as copies takes the videos as they are; leave it "
+                "out, or choose --as frames, videos or packs"
+            )
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:
@@ -213,7 +236,7 @@ def _wishes(options: argparse.Namespace) -> Wishes:
         if not equals:
             raise ValueError(f"--labels {given}: must be SPLIT=FILE, such as valid=labels.txt")
         labels[split] = path
-    roi = options.roi is not False and modality != "depth"
+    roi = options.roi is not False and modality != "depth" and options.form != "copies"
     return Wishes(modality, roi, options.exclude, labels, options.eval_every or Wishes.eval_every)
 
 

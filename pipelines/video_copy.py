@@ -6,19 +6,22 @@ from fractions import Fraction
 
 import av
 from av.bitstream import BitStreamFilterContext
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from pipelines.video import RESTORE, open_video
+from pipelines.video_container import noted_size
 from pipelines.video_index import Look, look_through
 
 
-def copy_with_times(path: str, out: str) -> None:
-    """Writes `path` to `out` (.mp4) with frame n at n steps of the average rate.
+def copy_with_times(path: str, out: str) -> int:
+    """Writes `path` to `out` (.mp4) with frame n at n steps of the average rate; number of frames.
 
-    Raises ValueError if the file is damaged or has pictures that are never shown (VP8, some AV1).
+    Raises ValueError if the file is damaged, has pictures that are never shown (VP9 may) or is of a
+    format that is not copied into .mp4 (VP8, AV1).
     """
+    _check_whole(path)
     with open_video(path, path) as (source, stream):
         look = look_through(source, stream, path)
         rate = stream.average_rate or Fraction(30)
@@ -32,11 +35,30 @@ def copy_with_times(path: str, out: str) -> None:
     ):
         stream = source.streams.best("video")
         assert stream is not None
-        copy = target.add_stream_from_template(stream)
+        copy = _stream_like(stream, target, path)
         for place, packet in enumerate(_packets(source, stream)):
             packet.stream, packet.time_base = copy, 1 / rate
             packet.pts, packet.dts, packet.duration = shown[place], place - delay, 1
             target.mux(packet)
+    return len(shown)
+
+
+def _check_whole(path: str) -> None:
+    """FFmpeg takes a file cut between frames for a short video."""
+    try:
+        noted_size(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; {RESTORE}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {RESTORE}") from None
+
+
+def _stream_like(stream: VideoStream, target: OutputContainer, path: str) -> VideoStream:
+    try:
+        return target.add_stream_from_template(stream)
+    except ValueError:  # of PyAV: .mp4 or its library does not take the codec
+        codec = stream.codec_context.codec.canonical_name
+        raise ValueError(f"{path}: {codec} is not copied into .mp4; encode it anew") from None
 
 
 def _packets(source: InputContainer, stream: VideoStream) -> Iterator[Packet]:

@@ -2,15 +2,22 @@
 carry their number in the picture."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+import torch
 from clips import write_clip
+from lists import TINY, open_source
 from numpy.typing import NDArray
 
+from pipelines.batch import Batch
+from pipelines.config import DataConfig
+from pipelines.loader import Loader
+from pipelines.plan import eval_plan
 from pipelines.prepare import main
 
 BITS = 8
@@ -142,6 +149,20 @@ def write_generic(root: Path, names: Sequence[str]) -> Path:
 def prepare(dataset: str, source: Path, out: Path, *options: str) -> int:
     """The command, one clip at a time: its exit status."""
     return main([dataset, "--source", str(source), "--out", str(out), "--jobs", "1", *options])
+
+
+def config_of(out: Path, layout: str, which: str, **options: object) -> DataConfig:
+    """Of a prepared folder and one of its lists."""
+    lists = {"train_list": which, "eval_list": which}
+    settings = {"num_classes": 249, "depth": None, "cache_dir": str(out.parent / "cache")}
+    return replace(TINY, root=str(out), layout=layout, **{**settings, **lists, **options})
+
+
+def first_batch(config: DataConfig) -> Batch:
+    """Of all the clips of the list, as evaluation sees them."""
+    source = open_source(config)
+    loader = Loader(config, torch.device("cpu"), torch.float32, len(source), 1)
+    return next(loader.batches(eval_plan(source, len(source), 0, 1)))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import av
 import cv2
@@ -13,6 +12,8 @@ import pytest
 import torch
 from datasets import (
     NTU_SAMPLES,
+    config_of,
+    first_batch,
     masked_depth,
     number_in,
     numbered,
@@ -28,31 +29,15 @@ from datasets import (
     write_thu_read,
     write_video,
 )
-from lists import TINY, open_source
 
 from engine.clips import class_names
 from pipelines.config import DataConfig
 from pipelines.ffmpeg import decode
 from pipelines.index import scan
-from pipelines.loader import Loader
-from pipelines.plan import eval_plan
-
-
-def config_of(out: Path, layout: str, which: str, **options: object) -> DataConfig:
-    lists = {"train_list": which, "eval_list": which}
-    settings = {"num_classes": 249, "depth": None, "cache_dir": str(out.parent / "cache")}
-    return replace(TINY, root=str(out), layout=layout, **{**settings, **lists, **options})
 
 
 def names(config: DataConfig) -> list[tuple[str, int, int]]:
     return [(clip.name, clip.num_frames, clip.label) for clip in scan(config, "train").clips]
-
-
-def first_batch(config: DataConfig):
-    """Of all the clips of the list, as evaluation sees them."""
-    source = open_source(config)
-    loader = Loader(config, torch.device("cpu"), torch.float32, len(source), 1)
-    return next(loader.batches(eval_plan(source, len(source), 0, 1)))
 
 
 def test_ntu_becomes_what_the_loader_reads(tmp_path):

@@ -12,12 +12,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from pipelines import manifest
 from pipelines.ffmpeg import DamagedSource, decode
 from pipelines.manifest import Entry, checksum
+from pipelines.pack_check import verify
+from pipelines.pack_reader import Pack, find_shards
 from pipelines.preparation import SUMMARY
 from pipelines.verify import problem
 
@@ -41,6 +45,8 @@ class Report:
 
 def check(out: str, jobs: int, progress: bool = True) -> Report:
     """Looks at every file of the prepared folder. ValueError: it is none."""
+    if _is_prepared_pack(out):
+        return _check_pack(out, jobs)
     try:
         entries = manifest.read(out)
     except OSError as error:
@@ -112,20 +118,48 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_prepared_pack(out: str) -> bool:
+    """Whether it was made with --as packs, whose frames may be gone."""
+    there = {name: os.path.exists(os.path.join(out, name)) for name in (manifest.FILE, SUMMARY)}
+    return there == {manifest.FILE: False, SUMMARY: True} and bool(find_shards(Path(out)))
+
+
+def _check_pack(out: str, jobs: int) -> Report:
+    pack = Pack.open(out)
+    damaged = {path: [(path, what)] for path, what in _list_problems(out)}
+    for found in verify(pack, jobs):
+        shard = found.shard.name
+        what = found.problem.removeprefix(f"{found.shard}: ")
+        damaged.setdefault(found.clip or shard, []).append((shard, what))
+    if len(pack) < (clips := _summary(out).get("clips", 0)):
+        damaged["shards"] = [("shards", f"hold {len(pack)} of the {clips} clips in {SUMMARY}")]
+    tracks = [(clip, modality) for clip in pack.names for modality in pack.modalities(clip)]
+    frames = sum(pack.info(*track).num_frames for track in tracks)
+    return Report(len(tracks), frames, sum(pack.stored_bytes(*t) for t in tracks), damaged)
+
+
 def _list_problems(out: str) -> Iterator[Problem]:
-    try:
-        with open(os.path.join(out, SUMMARY), encoding="utf-8") as file:
-            lists = json.load(file)["lists"]
-    except (OSError, ValueError, KeyError):
+    summary = _summary(out)
+    if "lists" not in summary:
         yield SUMMARY, "missing or damaged: the preparation has not ended; start it again"
         return
-    for path, facts in lists.items():
+    for path, facts in summary["lists"].items():
         try:
             with open(os.path.join(out, path), "rb") as file:
                 if checksum(file.read()) != facts["crc32"]:
                     yield path, "changed since it was written"
         except OSError as error:
             yield path, error.strerror or str(error)
+
+
+def _summary(out: str) -> dict[str, Any]:
+    """Of the preparation; empty where there is none, or no sound one."""
+    try:
+        with open(os.path.join(out, SUMMARY), encoding="utf-8") as file:
+            summary = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def _problems(out: str, path: str, entry: Entry) -> Iterator[Problem]:

@@ -75,7 +75,7 @@ def write(
     clips = _source_clips(indices)
     with PackWriter(folder, shard_bytes) as writer, ThreadPoolExecutor(threads) as pool:
         todo = [c for c in clips if not writer.holds(c.name, dict.fromkeys(c.frames, c.num_frames))]
-        packed = _in_order(pool, partial(read_clip, config), todo, ahead=2 * threads)
+        packed = in_order(pool, partial(read_clip, config), todo, ahead=2 * threads)
         for clip in tqdm(packed, "packing", len(todo), unit="clip", disable=None):
             writer.add(clip)
     _copy_lists(config, indices, Path(folder), log)
@@ -133,7 +133,7 @@ def _depth(paths: Sequence[str]) -> Track:
     return depth_track(np.stack(frames))
 
 
-def _in_order(
+def in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
     """As `pool.map`, holding at most `ahead` results that nobody has asked for yet."""

@@ -96,6 +96,11 @@ class Pack:
         """Of all frames, as they are in the shard."""
         return int(self._sizes(*self._track(clip, modality)).sum())
 
+    def crc32(self, clip: str, modality: str) -> NDArray[np.uint32]:
+        """(T,) of each frame's bytes; of a video one."""
+        shard, track = self._track(clip, modality)
+        return self._indices[shard].crc32[track["first"] : track["first"] + track["count"]]
+
     def extents(self, clip: str, modality: str, frames: Frames) -> NDArray[np.int64]:
         """(T, 2) offset in the clip's shard and size of each frame; one frame 0 for a video."""
         shard, track = self._track(clip, modality)

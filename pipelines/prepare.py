@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_videos(download)
         summary, made = prepare(options.dataset, download, out, form, options.jobs)
         if options.form == "packs" and summary.clips:
-            pack_prepared(download, wishes.modality, out, options.out, options.jobs)
+            pack_prepared(download, out, options.out, options.jobs)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

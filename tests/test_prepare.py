@@ -3,13 +3,11 @@
 import json
 import os
 from dataclasses import replace
-from functools import partial
 
 import av
 import cv2
 import numpy as np
 import pytest
-import torch
 from datasets import (
     NTU_SAMPLES,
     config_of,
@@ -229,29 +227,3 @@ def test_the_download_and_other_peoples_files_are_never_written_over(tmp_path, c
     assert prepare("ntu60", source, other) == 1
     assert "holds files but no manifest.jsonl" in capsys.readouterr().err
     assert tree(source) == files and list(other.iterdir()) == [other / "thesis.tex"]
-
-
-@pytest.mark.parametrize("dataset", ["isogd", "thu_read", "ntu60"])
-def test_packs_hold_what_the_frames_hold(tmp_path, dataset):
-    layout, encoding = ("ntu", "metric") if dataset == "ntu60" else (dataset, "color")
-    source = {
-        "isogd": write_isogd,
-        "thu_read": partial(write_thu_read, keys=["fold_cgy_1", "stir_gs_2"]),
-        "ntu60": partial(write_ntu, samples=NTU_SAMPLES),
-    }[dataset](tmp_path / "in")
-    out = tmp_path / "out"
-    for _ in range(2):  # the second time, all is there
-        assert prepare(dataset, source, out, "--as", "packs") == 0
-    lists = sorted(
-        str(path.relative_to(out / "frames"))
-        for path in (out / "frames").rglob("*.txt")
-        if path.name != "classes.txt" and path.read_text()
-    )
-    assert lists
-    for which in lists:
-        for modality in ("rgb", "depth"):
-            options = {"modality": modality, "depth_encoding": encoding, "frame_slack": 9}
-            packed = config_of(out, layout, which, **options)
-            frames = config_of(out / "frames", layout, which, **options)
-            a, b = first_batch(packed), first_batch(frames)
-            assert torch.equal(a.label, b.label) and torch.equal(a.clip, b.clip)

@@ -83,7 +83,7 @@ class ClipWriter:
             raise DamagedSource(f"{error.filename}: {error.strerror}") from None
         known = {m: self._manifest.get(self._key(target)) for m, target in targets.items()}
         if all(
-            entry and entry.made == made[m] and os.path.exists(_output(targets[m], entry))
+            entry and entry.made == made[m] and _is_there(targets[m], entry)
             for m, entry in known.items()
         ):
             return Written({m: entry for m, entry in known.items() if entry}, is_new=False)
@@ -250,7 +250,8 @@ def _link(files: list[str], frames: Frames, part: str, millimetres: bool) -> Ent
             raise DamagedSource(f"{file}: {found[0]}")
         target = os.path.join(part, os.path.basename(frames.path(number)))
         try:
-            os.link(file, target)
+            # Of a symbolic link, the file behind it: a link elsewhere might lead nowhere.
+            os.link(os.path.realpath(file), target)
         except OSError:  # another disk, or one without links
             shutil.copyfile(file, target)
         with open(target, "rb") as image:
@@ -272,9 +273,14 @@ def _pattern(frames: Frames) -> str:
     return os.path.basename(frames.pattern)
 
 
-def _output(target: str, entry: Entry) -> str:
-    """What must exist for the entry to count: the last frame's file, or the video."""
-    return entry.files(target)[-1]
+def _is_there(target: str, entry: Entry) -> bool:
+    """Whether the entry's files exist, all frames of it: one that was damaged may be deleted."""
+    if not entry.pattern:
+        return os.path.exists(target)
+    try:
+        return set(entry.files("")).issubset(os.listdir(target))
+    except OSError:
+        return False
 
 
 def _remove(path: str) -> None:

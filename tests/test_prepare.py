@@ -61,6 +61,21 @@ def test_depth_frames_of_ntu_stay_the_files_they_are(tmp_path):
     assert os.path.samefile(after / "MDepth-00000001.png", before / "MDepth-00000001.png")
 
 
+def test_links_to_depth_frames_are_followed(tmp_path):
+    """Downloads spread over disks: a copied relative link would lead nowhere."""
+    source, out = write_ntu(tmp_path / "in", NTU_SAMPLES[:1]), tmp_path / "out"
+    folder = source / "nturgb+d_depth_masked" / NTU_SAMPLES[0]
+    files = tree(folder)
+    folder.rename(source / "elsewhere")
+    folder.mkdir()
+    for name in files:
+        (folder / name).symlink_to(f"../../elsewhere/{name}")
+    assert prepare("ntu60", source, out) == 0
+    prepared = out / "nturgb+d_depth_masked" / NTU_SAMPLES[0]
+    assert tree(prepared) == files
+    assert not any(path.is_symlink() for path in prepared.iterdir())
+
+
 def test_without_a_region_of_interest_ntu_keeps_its_whole_frames(tmp_path):
     source, out = write_ntu(tmp_path / "in", NTU_SAMPLES[:1]), tmp_path / "out"
     assert prepare("ntu60", source, out, "--no-roi", "--modality", "rgb") == 0

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from pipelines.folders import FrameList, Frames
-from pipelines.media import PackedFrames, VideoFile
+from pipelines.media import PackedFrames, PackedVideo, VideoFile
 from pipelines.source import ClipRequest, Stream
 from pipelines.verify import image_problem, problem
 from pipelines.video import file_state
-from pipelines.video_index import probe
+from pipelines.video_index import probe, probe_packed
 
 CONVERT = "write it anew with another program, or take its clip off the list"
 PASSING = "could not be decoded, but now can; start again, and write to no file while it is in use"
@@ -80,14 +80,8 @@ def _frame_problem(stream: Stream, t: int, millimetres: bool) -> str | None:
     media, frame = stream.media, int(stream.frames[t])
     if isinstance(media, (Frames, FrameList)):
         name, found = media.path(frame), problem(media.path(frame), millimetres)
-    elif isinstance(media, VideoFile):
-        if t:
-            return None  # looked at as a whole
-        try:
-            same = probe(media.path) == media.info
-        except ValueError as error:
-            return str(error)
-        return None if same else f"{media.path}: {REPLACED}"
+    elif isinstance(media, (VideoFile, PackedVideo)):
+        return None if t else _video_problem(media)  # looked at as a whole
     else:
         name = f"{media.name} frame {frame}"
         try:
@@ -96,3 +90,11 @@ def _frame_problem(stream: Stream, t: int, millimetres: bool) -> str | None:
             return str(error)
         found = None if media.is_lz4 else image_problem(data.tobytes(), millimetres)
     return f"{name}: {found[0]}; {found[1]}" if found else None
+
+
+def _video_problem(media: VideoFile | PackedVideo) -> str | None:
+    try:
+        info = probe(media.path) if isinstance(media, VideoFile) else probe_packed(media.packed)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None if info == media.info else f"{media.name}: {REPLACED}"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pipelines.cache import JsonLines
 from pipelines.folders import FrameList, Frames
-from pipelines.media import Media, PackedFrames, VideoFile
+from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
 from pipelines.verify import DALI_REFUSES, first_refused, image_problem, problem
 
 Key = TypeVar("Key", bound=Hashable)
@@ -29,7 +29,8 @@ def find_damage(
     """What is wrong with each clip of which anything is, in one line.
 
     Clips whose files are as old, as large and as many as when they were last looked at are not
-    looked at again. Videos were decoded when their frames were counted (pipelines/video_index.py).
+    looked at again. Videos were decoded when their frames were counted (pipelines/video_index.py);
+    of those in packs the bytes are held to their CRC32, by which they are known to have been.
     """
     pending, stamps, results = [], {}, {}
     for key, (media, num_frames, in_mm) in wanted.items():
@@ -64,6 +65,12 @@ def _look_at(clips: list[Looked], processes: int) -> Iterator[str | None]:
 def _damage(clip: Looked) -> str | None:
     """The first bad frame of a clip and what is wrong with it."""
     media, num_frames, in_mm = clip
+    if isinstance(media, PackedVideo):
+        try:
+            media.data()
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
     if isinstance(media, PackedFrames):
         return _packed_damage(media, num_frames, in_mm)
     assert isinstance(media, (Frames, FrameList))
@@ -94,7 +101,7 @@ def _packed_damage(media: PackedFrames, num_frames: int, in_mm: bool) -> str | N
 
 def _stamp(media: Media) -> list[int]:
     """Changes when any of the clip's files does: their number, bytes and newest change."""
-    if isinstance(media, PackedFrames):
+    if isinstance(media, (PackedFrames, PackedVideo)):
         return [1, 0, media.changed_ns()]
     assert isinstance(media, Frames)
     try:

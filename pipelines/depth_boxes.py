@@ -17,7 +17,7 @@ from pipelines.cache import open_cache
 from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes, box_centre, read_depth, wrap
 from pipelines.index import ClipIndex
-from pipelines.media import Media, PackedFrames, VideoFile
+from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
 
 FRAMES_PER_PROCESS = 4000
 """Some seconds of work: less does not pay for starting another process."""
@@ -110,7 +110,7 @@ def _of_another_size(clip: tuple[Media, int]) -> str:
 
 def _read(media: Media, number: int) -> tuple[str, NDArray[np.uint16]]:
     """What to call the frame in messages, and its (H, W) millimetres."""
-    assert not isinstance(media, VideoFile), "no video holds 16-bit depth"
+    assert not isinstance(media, (VideoFile, PackedVideo)), "no video holds 16-bit depth"
     if not isinstance(media, PackedFrames):
         path = media.path(number)
         return path, read_depth(path)

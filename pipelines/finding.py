@@ -2,8 +2,8 @@
 nothing; videos are decoded once, to count their frames and to know that they are sound."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.cache import open_cache
@@ -18,10 +18,9 @@ from pipelines.layouts import (
     video_path,
     video_patterns,
 )
-from pipelines.media import Media, PackedFrames, VideoFile
-from pipelines.pack_format import LZ4, VIDEO, TrackInfo
+from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
 from pipelines.pack_reader import Pack, find_shards
-from pipelines.video_index import probe_videos
+from pipelines.video_index import Probe, probe_videos
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def find_media(config: DataConfig, root: str, names: Sequence[str], log: Log) ->
     if source == "auto":  # where none is faster by measurement (pipelines/source_choice.py)
         source = next(iter(present_sources(config, root, names[0]) if names else ()), "frames")
     if source == "pack":
-        return _packed(config, root, names)
+        return _packed(config, root, names, log)
     files = modality_files(config)
     folders: dict[Key, Frames] = {}
     videos: dict[Key, str] = {}
@@ -111,12 +110,7 @@ def _videos(wanted: Mapping[Key, str], config: DataConfig, root: str, log: Log) 
     if not wanted:
         return {}
     probes = probe_videos(list(wanted.values()), root, open_cache(config, "videos", log))
-    sound = [probe.info for probe in probes.values() if probe.info]
-    devices = {
-        "cpu": all(info.dali_cpu for info in sound),
-        "gpu": all(info.dali_gpu for info in sound),
-    }
-    able = frozenset(device for device, is_able in devices.items() if is_able)
+    able = _able(probes.values())
     found = {}
     for key, path in wanted.items():
         probe = probes[path]
@@ -128,11 +122,23 @@ def _videos(wanted: Mapping[Key, str], config: DataConfig, root: str, log: Log) 
     return found
 
 
-def _packed(config: DataConfig, root: str, names: Sequence[str]) -> dict[Key, Found]:
+def _able(probes: Iterable[Probe]) -> frozenset[str]:
+    """Where DALI decodes all of these videos: on the "cpu", on the "gpu"."""
+    sound = [probe.info for probe in probes if probe.info]
+    devices = {
+        "cpu": all(info.dali_cpu for info in sound),
+        "gpu": all(info.dali_gpu for info in sound),
+    }
+    return frozenset(device for device, is_able in devices.items() if is_able)
+
+
+def _packed(config: DataConfig, root: str, names: Sequence[str], log: Log) -> dict[Key, Found]:
     pack = Pack.open(root)
     pack.check_shards()
     files = modality_files(config).values()
     found: dict[Key, Found] = {}
+    videos: dict[Key, PackedFrames] = {}
+    first: dict[str, PackedFrames] = {}
     for name in names:
         # A list may call clips by the other modality's name (IsoGD, THU-READ).
         called = (name, *(renamed(rules, name) for rules in files))
@@ -145,15 +151,46 @@ def _packed(config: DataConfig, root: str, names: Sequence[str]) -> dict[Key, Fo
                 continue
             media = PackedFrames(pack, clip, modality)
             missing = f"more in {pack.shard_of(clip)}; write it anew"
-            error = _unusable(info, config.in_mm(modality), media.name)
+            kind = first.setdefault(modality, media)
+            error = _unusable(media, kind, config.in_mm(modality))
             found[name, modality] = Found(media, info.num_frames, missing, error)
-    return found
+            if media.is_video and error is None:
+                videos[name, modality] = media
+    return {**found, **_packed_videos(videos, found, config, root, log)}
 
 
-def _unusable(info: TrackInfo, in_mm: bool, name: str) -> str | None:
-    """What keeps a packed track from being read as the config says."""
-    if info.encoding == VIDEO:
-        return f"{name}: is a video, which is read from files only; pack its frames"
-    if info.encoding == LZ4 and not in_mm:
-        return f"{name}: is 16-bit depth where an image is expected; set data.depth_encoding=metric"
+def _unusable(media: PackedFrames, first: PackedFrames, in_mm: bool) -> str | None:
+    """What keeps a packed track from being read as the config says, and the list's `first` is."""
+    if media.is_lz4 and not in_mm:
+        return (
+            f"{media.name}: is 16-bit depth where an image is expected; set "
+            "data.depth_encoding=metric"
+        )
+    if media.is_video and in_mm:
+        return (
+            f"{media.name}: is a video where 16-bit depth is expected; set "
+            "data.depth_encoding=color"
+        )
+    if (media.is_lz4, media.is_video) != (first.is_lz4, first.is_video):
+        return (
+            f"{media.name}: is {media.info.encoding}, and {first.name} is {first.info.encoding}; "
+            "pack all clips in one way"
+        )
     return None
+
+
+def _packed_videos(
+    wanted: Mapping[Key, PackedFrames], found: Mapping[Key, Found], config: DataConfig, root: str,
+    log: Log,
+) -> dict[Key, Found]:  # fmt: skip
+    """Those of `found` that are videos, decoded once as those in files are."""
+    if not wanted:
+        return {}
+    probes = probe_videos(list(wanted.values()), root, open_cache(config, "videos", log))
+    able = _able(probes.values())
+    return {
+        key: replace(found[key], media=PackedVideo(media, probe.info, able))
+        if (probe := probes[media]).info
+        else Found(None, 0, "", probe.error)
+        for key, media in wanted.items()
+    }

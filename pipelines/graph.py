@@ -94,6 +94,7 @@ LAYOUTS = {
     Way.IMAGES: [""],
     Way.LZ4: ["", ""],
     Way.VIDEO: ["", ""],
+    Way.VIDEO_DATA: ["", ""],
     Way.RAW: ["HWC"],
 }
 """DALI layouts of the inputs that carry frames."""
@@ -113,9 +114,10 @@ def _frames(
         return frames.gpu() if device == "gpu" and frames.device == "cpu" else frames, nothing
     if way is Way.LZ4:
         return inflate_depth(*given), nothing
-    if way is Way.VIDEO:
-        path, numbers = given
-        return decode_video(transforms.read(path), numbers, device), nothing
+    if way.by_clip:
+        video, numbers = given
+        encoded = transforms.read(video) if way is Way.VIDEO else video
+        return decode_video(encoded, numbers, device), nothing
     encoded = transforms.read(given[0]) if way is Way.FILES else given[0]
     decode = transforms.decode_depth if config.in_mm(modality) else transforms.decode_color
     return decode(encoded, device), transforms.signature(encoded)
@@ -151,8 +153,11 @@ def decode_arrays(
     streams = _streams(requests, config, modality)
     if way is Way.FILES:
         return (_joined([s.path_bytes() for s in streams]),)
-    if way is Way.VIDEO:
-        return padded([s.media.name for s in streams]), [s.frames.astype(np.int32) for s in streams]
+    if way.by_clip:
+        numbers = [s.frames.astype(np.int32) for s in streams]
+        if way is Way.VIDEO:
+            return padded([s.media.name for s in streams]), numbers
+        return [s.video_data() for s in streams], numbers
     if way is Way.RAW:
         return ([frame for clip in each(Stream.decode, streams) for frame in clip],)
     encoded = [data for clip in each(Stream.encoded, streams) for data in clip]
@@ -277,7 +282,7 @@ def _fault(
 def _refused(requests: Requests, config: DataConfig, modality: str, way: Way) -> ValueError | None:
     """The error for the first frame of a batch that DALI alone cannot decode, where other decoders
     see nothing wrong: each by itself, on the CPU."""
-    if way not in (Way.FILES, Way.IMAGES, Way.VIDEO):
+    if way in (Way.LZ4, Way.RAW):
         return None
     place = config.modalities.index(modality)
     for request in requests:

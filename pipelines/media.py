@@ -1,5 +1,6 @@
-"""What the frames of a clip are taken from: files, a video, a clip of a pack. And which of the ways
-of decoding fits it on a device. Finding media for a list is pipelines/finding.py."""
+"""What the frames of a clip are taken from: files, a video, a clip of a pack, a video in one. And
+which of the ways of decoding fits it on a device. For a list they are found by
+pipelines/finding.py."""
 
 import os
 from collections.abc import Sequence
@@ -25,12 +26,13 @@ class Way(Enum):
     IMAGES = "bytes of images, decoded by DALI"
     LZ4 = "bytes of LZ4 blocks, decompressed by DALI on the GPU"
     VIDEO = "path of a video, decoded by DALI"
+    VIDEO_DATA = "bytes of a video, decoded by DALI"
     RAW = "frames, decoded here: by FFmpeg, by LZ4, or long ago"
 
     @property
     def by_clip(self) -> bool:
         """Whether a sample is a whole clip (T, h, w, C) rather than one of its frames."""
-        return self is Way.VIDEO
+        return self in (Way.VIDEO, Way.VIDEO_DATA)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ class PackedFrames:
         """Whether frames are 16-bit depth without an image format."""
         return self.info.encoding == LZ4
 
+    @property
+    def is_video(self) -> bool:
+        """Whether all frames are in one file, whose bytes are those of its frame 0."""
+        return self.info.encoding == VIDEO
+
+    def state(self) -> tuple[int, int]:
+        """Bytes and CRC32 of a video: another one has others, wherever it is."""
+        place = self.clip, self.modality
+        return self.pack.stored_bytes(*place), int(self.pack.crc32(*place)[0])
+
     def encoded(self, frames: FrameNumbers) -> list[NDArray[np.uint8]]:
         """(T,) frame numbers -> their bytes. Raises ValueError naming shard, clip and frame."""
         return self.pack.encoded(self.clip, self.modality, frames)
@@ -100,16 +112,49 @@ class PackedFrames:
         return self.pack.depth_frames(self.clip, frames)[..., None]
 
 
-Media = Frames | FrameList | VideoFile | PackedFrames
+@dataclass(frozen=True, eq=False)
+class PackedVideo:
+    """A video in a pack."""
+
+    packed: PackedFrames
+    info: VideoInfo
+    dali_devices: frozenset[str]
+    """Where DALI decodes every video of the list: on the "cpu", on the "gpu"."""
+
+    @property
+    def name(self) -> str:
+        """What tells these frames from any others on this disk."""
+        return self.packed.name
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        return self.info.width, self.info.height
+
+    def changed_ns(self) -> int:
+        """When the clip's shard was last written or replaced."""
+        return self.packed.changed_ns()
+
+    def data(self) -> NDArray[np.uint8]:
+        """The file's bytes. Raises ValueError naming shard and clip where they are others than
+        those that were packed."""
+        return self.packed.encoded([0])[0]
+
+    def decode(self, frames: NDArray[np.int64]) -> NDArray[Any]:
+        """(T,) frame numbers -> (T, h, w, 3) uint8. Raises as `data`."""
+        return decode_frames(self.data().tobytes(), self.info, frames.tolist(), self.name)
+
+
+Media = Frames | FrameList | VideoFile | PackedFrames | PackedVideo
 
 
 def way_of(media: Media, device: str) -> Way:
     """How these frames, and all others of their list, are decoded on "cpu" or "gpu"."""
     if isinstance(media, (Frames, FrameList)):
         return Way.FILES
-    if isinstance(media, VideoFile):
-        return Way.VIDEO if device in media.dali_devices else Way.RAW
+    if isinstance(media, (VideoFile, PackedVideo)):
+        way = Way.VIDEO if isinstance(media, VideoFile) else Way.VIDEO_DATA
+        return way if device in media.dali_devices else Way.RAW
     if media.is_lz4:
         return Way.LZ4 if device == "gpu" else Way.RAW
-    assert media.info.encoding != VIDEO, "refused when the list was read"
+    assert not media.is_video, "made a PackedVideo when the list was read"
     return Way.IMAGES

@@ -6,8 +6,8 @@
     python -m pipelines.pack speed PACK
 
 `write` packs the clips of the config's two lists (all modalities of data.modality: rgbd for both)
-and copies the lists, so that data.root=PACK is all that training needs. What a pack is made of:
-docs/packs.md.
+and copies the lists, so that data.root=PACK is all that training needs. Images and videos go in as
+they are: data.source says which where both are there. What a pack is made of: docs/packs.md.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from pipelines.data_section import read_data_section
 from pipelines.depth import read_depth
 from pipelines.folders import Frames
 from pipelines.index import ClipIndex, scan
+from pipelines.media import VideoFile
 from pipelines.pack_check import verify
 from pipelines.pack_format import (
     LZ4,
@@ -37,11 +38,13 @@ from pipelines.pack_format import (
     Track,
     depth_track,
     image_track,
+    video_track,
 )
 from pipelines.pack_reader import Pack
 from pipelines.pack_speed import speed_table
 from pipelines.pack_writer import SHARD_BYTES, PackWriter
 from pipelines.verify import JPEG_END, PNG_END, problem
+from pipelines.video import file_state
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,15 +52,24 @@ Result = TypeVar("Result")
 
 @dataclass
 class SourceClip:
-    """A clip as frame files, from one line of a list or several."""
+    """A clip as files, from one line of a list or several."""
 
     name: str
-    num_frames: int
-    frames: dict[str, Frames]
+    listed_frames: int
+    """The most that a line asks for; a video is packed whole."""
+
+    media: dict[str, Frames | VideoFile]
     """By modality."""
 
     listed: list[tuple[str, int]] = field(default_factory=list)
     """Split and label of each line."""
+
+    def num_frames(self) -> dict[str, int]:
+        """That are packed of each modality."""
+        return {
+            modality: self.listed_frames if isinstance(media, Frames) else media.info.num_frames
+            for modality, media in self.media.items()
+        }
 
 
 def write(
@@ -74,7 +86,7 @@ def write(
     indices = {split: scan(config, split, log) for split in ("train", "eval")}
     clips = _source_clips(indices)
     with PackWriter(folder, shard_bytes) as writer, ThreadPoolExecutor(threads) as pool:
-        todo = [c for c in clips if not writer.holds(c.name, dict.fromkeys(c.frames, c.num_frames))]
+        todo = [c for c in clips if not writer.holds(c.name, c.num_frames())]
         packed = in_order(pool, partial(read_clip, config), todo, ahead=2 * threads)
         for clip in tqdm(packed, "packing", len(todo), unit="clip", disable=None):
             writer.add(clip)
@@ -87,32 +99,43 @@ def _source_clips(indices: dict[str, ClipIndex]) -> list[SourceClip]:
     clips: dict[str, SourceClip] = {}
     for split, index in indices.items():
         for number, listed in enumerate(index.clips):
-            frames: dict[str, Frames] = {}
-            for modality, media in index.media.items():
-                files = media[number]
-                if not isinstance(files, Frames):
+            media: dict[str, Frames | VideoFile] = {}
+            for modality, of_clips in index.media.items():
+                files = of_clips[number]
+                if not isinstance(files, (Frames, VideoFile)):
                     raise ValueError(
-                        f"{files.name}: packs are made of frame folders; set data.source=frames, "
-                        "or extract the frames first (python -m pipelines.prepare)"
+                        f"{files.name}: packs are made of frame folders and videos; set "
+                        "data.source=frames or data.source=videos"
                     )
-                frames[modality] = files
-            clip = clips.setdefault(listed.name, SourceClip(listed.name, 0, frames))
-            clip.num_frames = max(clip.num_frames, listed.num_frames)
+                media[modality] = files
+            clip = clips.setdefault(listed.name, SourceClip(listed.name, 0, media))
+            clip.listed_frames = max(clip.listed_frames, listed.num_frames)
             clip.listed.append((split, listed.label))
     return list(clips.values())
 
 
 def read_clip(config: DataConfig, clip: SourceClip) -> PackedClip:
-    """Image files as they are, 16-bit depth compressed."""
+    """Image files and videos as they are, 16-bit depth compressed."""
     tracks = {}
-    for modality, frames in clip.frames.items():
-        paths = [frames.path(number) for number in range(clip.num_frames)]
+    for modality, frames in clip.media.items():
+        if isinstance(frames, VideoFile):
+            tracks[modality] = _video(frames, clip.name)
+            continue
+        paths = [frames.path(number) for number in range(clip.listed_frames)]
         try:
             tracks[modality] = _depth(paths) if config.in_mm(modality) else _images(paths)
         except ValueError as error:
             where = "" if str(error).startswith(frames.folder) else f"{frames.folder}: "
             raise ValueError(f"{where}{error} (clip '{clip.name}')") from None
     return PackedClip(clip.name, tracks, clip.listed)
+
+
+def _video(video: VideoFile, clip: str) -> Track:
+    data, info = Path(video.path).read_bytes(), video.info
+    if file_state(video.path) != info.state:
+        raise ValueError(f"{video.path}: was replaced while in use; start again (clip '{clip}')")
+    container = Path(video.path).suffix[1:].lower()
+    return video_track(data, container, info.num_frames, info.height, info.width)
 
 
 def _images(paths: Sequence[str]) -> Track:

@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pipelines.media import PackedFrames
 from pipelines.pack_format import LZ4, VIDEO, ShardIndex
 from pipelines.pack_reader import Pack, build_index, load_index, read_samples
+from pipelines.video_index import probe_packed
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Damage:
 def verify(pack: Pack, threads: int = 1) -> list[Damage]:
     """All damage of a pack: what its readers would stumble over, each shard and clip at most once.
 
-    Every frame is held to its CRC32 and decoded, except those of videos, which are held to it
-    alone. A shard of another length than indexed damages all of its clips.
+    Every frame is held to its CRC32 and decoded. A shard of another length than indexed damages all
+    of its clips.
     """
     damage = [found for shard in pack.shards for found in _shard_damage(shard)]
     with ThreadPoolExecutor(threads) as pool:
@@ -81,7 +83,7 @@ def _clip_problem(pack: Pack, clip: str) -> str | None:
         for modality in pack.modalities(clip):
             info = pack.info(clip, modality)
             if info.encoding == VIDEO:
-                pack.video(clip, modality)
+                probe_packed(PackedFrames(pack, clip, modality))
             elif info.encoding == LZ4:
                 pack.depth_frames(clip, range(info.num_frames))
             else:

@@ -132,7 +132,8 @@ class Pack:
         for frame, (_, size), crc in zip(unique.tolist(), extents, expected, strict=True):
             views.append(buffer[at : at + size])
             if zlib.crc32(views[-1].data) != crc:
-                raise ValueError(self._damaged(shard, clip, f"{modality} frame {frame} differs"))
+                piece = "video" if track["encoding"] == VIDEO else f"frame {frame}"
+                raise ValueError(self._damaged(shard, clip, f"{modality} {piece} differs"))
             at += size
         return [views[place] for place in places.tolist()]
 

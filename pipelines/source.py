@@ -12,7 +12,7 @@ from pipelines.config import DataConfig
 from pipelines.depth import DepthBoxes
 from pipelines.folders import FrameList, Frames
 from pipelines.index import ClipIndex
-from pipelines.media import Media, PackedFrames, VideoFile
+from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
 from pipelines.pack_format import TrackInfo
 from pipelines.sampling import (
     BRANCHES,
@@ -60,9 +60,14 @@ class Stream:
         assert isinstance(self.media, PackedFrames)
         return self.media.encoded(self.frames)
 
+    def video_data(self) -> NDArray[np.uint8]:
+        """The bytes of a video of a pack. Raises ValueError naming shard and clip."""
+        assert isinstance(self.media, PackedVideo)
+        return self.media.data()
+
     def decode(self) -> NDArray[Any]:
         """(T, h, w, C) frames, without DALI. Raises ValueError naming file and frame."""
-        assert isinstance(self.media, (VideoFile, PackedFrames))
+        assert isinstance(self.media, (VideoFile, PackedFrames, PackedVideo))
         return self.media.decode(self.frames)
 
 

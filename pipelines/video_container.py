@@ -5,6 +5,7 @@ FFmpeg reads on after damage and takes a file cut between frames for a short vid
 room for pictures of the noted size, and has ended the process where larger ones come out.
 """
 
+import io
 import os
 import struct
 from typing import BinaryIO
@@ -24,14 +25,16 @@ OUTER = INSIDE | {
 """Matroska elements that may stand outside a track."""
 
 
-def noted_size(path: str) -> tuple[int, int] | None:
-    """Width and height in the header, None if it names none or several.
+def noted_size(source: str | bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a file, given as path or bytes; None if it names none or
+    several.
 
     Raises OSError, and ValueError with what is wrong if the file is empty, cut short or, where the
     format lets that be seen, damaged.
     """
-    with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size
+    with _opened(source) as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if not length:
             raise ValueError("the file is empty")
         head = file.read(12)
@@ -45,14 +48,18 @@ def noted_size(path: str) -> tuple[int, int] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def is_chained(path: str) -> bool:
+def is_chained(source: str | bytes) -> bool:
     """Whether the chunks of an .avi follow each other to its end; True of other containers.
 
     Where they do not, FFmpeg finds its way. DALI 2.4 has ended the process.
     """
-    with open(path, "rb") as file:
+    with _opened(source) as file:
         is_avi = file.read(4) == b"RIFF"
-        return not is_avi or _chained(file, 0, os.fstat(file.fileno()).st_size)
+        return not is_avi or _chained(file, 0, file.seek(0, os.SEEK_END))
+
+
+def _opened(source: str | bytes) -> BinaryIO:
+    return open(source, "rb") if isinstance(source, str) else io.BytesIO(source)
 
 
 def _cut_short(end: int, length: int) -> ValueError:

@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from tqdm import tqdm
 
 from pipelines.cache import JsonLines
+from pipelines.media import PackedFrames
 from pipelines.video import (
     RESTORE,
     Packet,
@@ -34,6 +35,9 @@ RATE_TOLERANCE = 0.1
 """Of the mean step: containers round times, to milliseconds in .webm."""
 VERSION = 2
 """Of VideoInfo's meaning: results of another one are computed anew."""
+
+Source = str | PackedFrames
+"""Path of a video, or a video in a pack."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +66,24 @@ class Look:
     interlaced: bool
 
 
-def probe(path: str) -> VideoInfo:
+def probe(source: str | bytes, name: str = "video in memory") -> VideoInfo:
     """Decodes the whole file strictly, once (and some frames after key frames twice).
 
-    Raises ValueError naming the file and, where known, frame and byte if any of it is damaged or
-    missing. Wrong bits that still make pictures go unnoticed: only checksums find those.
+    `source` is a path or the file's bytes, `name` what messages call the latter. Raises ValueError
+    naming the file and, where known, frame and byte if any of it is damaged or missing. Wrong bits
+    that still make pictures go unnoticed: only checksums find those.
     """
+    name = source if isinstance(source, str) else name
     try:
-        state = file_state(path)  # before: a change in between shows as another state later
-        noted, chained = noted_size(path), is_chained(path)
+        # Before: a change in between shows as another state later.
+        state = file_state(source) if isinstance(source, str) else (len(source), 0)
+        noted, chained = noted_size(source), is_chained(source)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; {RESTORE}") from None
+        raise ValueError(f"{name}: {error.strerror}; {RESTORE}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; {RESTORE}") from None
-    with open_video(path, path) as (container, stream):
-        look = look_through(container, stream, path)
+        raise ValueError(f"{name}: {error}; {RESTORE}") from None
+    with open_video(source, name) as (container, stream):
+        look = look_through(container, stream, name)
         first = look.first
         turns = _quarter_turns(first)
         width, height = first.width, first.height
@@ -94,45 +101,59 @@ def probe(path: str) -> VideoInfo:
             and noted == (width, height)
             and _in_order(look, container.format.name == "avi"),
             interlaced=look.interlaced,
-            seek_points=_seek_points(container, stream, look, path),
+            seek_points=_seek_points(container, stream, look, name),
             state=state,
         )
 
 
+def probe_packed(track: PackedFrames) -> VideoInfo:
+    """The same of a video in a pack, held to its CRC32 and to what the pack's JSON says of it.
+
+    Raises ValueError naming shard and clip.
+    """
+    info, said = probe(track.encoded([0])[0].tobytes(), track.name), track.info
+    if (info.num_frames, info.height, info.width) != (said.num_frames, said.height, said.width):
+        raise ValueError(
+            f"{track.name}: holds {info.num_frames} frames of {info.width}x{info.height}, its JSON "
+            f"says {said.num_frames} of {said.width}x{said.height}; write the pack anew"
+        )
+    return info
+
+
 def probe_videos(
-    paths: Sequence[str], root: str, cache: JsonLines, workers: int | None = None
-) -> dict[str, Probe]:
-    """Probes each file, unless it has the size and the time of change that the cache knows.
+    sources: Sequence[Source], root: str, cache: JsonLines, workers: int | None = None
+) -> dict[Source, Probe]:
+    """Probes each video, unless it has the size and the time of change (in a pack, the CRC32) that
+    the cache knows.
 
     `workers` threads (as many as there are processors) share the decoding, which needs no lock of
-    the interpreter. A file that cannot be used is an entry with an error, not an exception.
+    the interpreter. A video that cannot be used is an entry with an error, not an exception.
     """
-    found: dict[str, Probe] = {}
-    unique = list(dict.fromkeys(paths))
-    keys = [os.path.relpath(path, root) for path in unique]
+    found: dict[Source, Probe] = {}
+    unique = list(dict.fromkeys(sources))
+    keys = [os.path.relpath(s if isinstance(s, str) else s.name, root) for s in unique]
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         jobs = pool.map(_probe, unique, map(cache.get, keys))
         bar = tqdm(jobs, "verifying videos", len(keys), unit="video", delay=1, disable=None)
-        for path, key, (result, entry) in zip(unique, keys, bar, strict=True):
-            found[path] = result
+        for source, key, (result, entry) in zip(unique, keys, bar, strict=True):
+            found[source] = result
             if entry is not None and cache.get(key) != entry:
                 cache.put(key, entry)
     return found
 
 
-def _probe(path: str, known: Any) -> tuple[Probe, list[Any] | None]:
+def _probe(source: Source, known: Any) -> tuple[Probe, list[Any] | None]:
     """The result, and what the cache is to keep of it; errors are looked at again each time."""
     try:
         # Before decoding: a change during it shows as another time of change the next time.
-        status = os.stat(path)
+        state = [VERSION, *(file_state(source) if isinstance(source, str) else source.state())]
     except OSError as error:
-        return Probe(None, f"{path}: {error.strerror}; {RESTORE}"), None
-    state = [VERSION, status.st_size, status.st_mtime_ns]
+        return Probe(None, f"{source}: {error.strerror}; {RESTORE}"), None
     if known and known[: len(state)] == state:
         return Probe(_restored(known[-1])), None
     try:
-        info = probe(path)
-    except ValueError as error:
+        info = probe(source) if isinstance(source, str) else probe_packed(source)
+    except (ValueError, OSError) as error:
         return Probe(None, str(error)), None
     return Probe(info), [*state, _plain(info)]
 

@@ -29,7 +29,8 @@ from pipelines.depth_boxes import depth_boxes
 from pipelines.geometry import colour_table, view_clip
 from pipelines.index import ClipIndex, scan
 from pipelines.loader import Loader
-from pipelines.media import PackedFrames, VideoFile
+from pipelines.media import PackedFrames, PackedVideo, VideoFile
+from pipelines.pack import write
 from pipelines.pack_format import PackedClip, depth_track, image_track
 from pipelines.pack_writer import PackWriter
 from pipelines.source import ClipRequest, ClipSource, Stream
@@ -53,8 +54,11 @@ PACKS: dict[str, dict[str, Any]] = {
     "pack_png": FRAMES["rgbd"],
     "pack_index": FRAMES["rgbd"],
     "pack_npz": FRAMES["rgbd"],
+    "pack_h264": FRAMES["jpeg"],
+    "pack_vp9": FRAMES["jpeg"],
 }
-"""JPEG and LZ4, JPEG and PNG: damaged shards; then damaged .idx and .npz of the former."""
+"""JPEG and LZ4, JPEG and PNG: damaged shards; then damaged .idx and .npz of the former; shards of
+videos."""
 VIDEOS = ("h264", "h264_mkv", "hevc", "mpeg4", "mjpeg", "vp8", "vp9", "av1")
 KINDS = (*FRAMES, *PACKS, *VIDEOS)
 
@@ -92,7 +96,13 @@ def make(kind: str, root: Path) -> DataSet:
     config = replace(config, rgb=settings.get("rgb"), rotate=0.0, source="frames")
     optional: list[Path] = []
     if kind in PACKS:
-        config = replace(_pack(config, root / "pack", kind), source="pack")
+        codec = kind.removeprefix("pack_")
+        if codec in VIDEOS:
+            videos = replace(_videos(config, root / "videos", codec), source="videos")
+            config = _pack_videos(videos, root / "pack")
+        else:
+            config = _pack(config, root / "pack", kind)
+        config = replace(config, source="pack")
         shards = sorted((root / "pack").glob("shard-*"))
         ending = {"pack_index": ".idx", "pack_npz": ".npz"}.get(kind, ".tar")
         files = [path for path in shards if path.suffix == ending]
@@ -129,6 +139,11 @@ def _pack(config: DataConfig, folder: Path, kind: str) -> DataConfig:
                     tracks[modality] = image_track([Path(path).read_bytes() for path in paths])
             writer.add(PackedClip(clip.name, tracks))
     shutil.copy(Path(config.root) / "list.txt", folder)
+    return replace(config, root=str(folder), cache_dir=str(folder / "cache"))
+
+
+def _pack_videos(config: DataConfig, folder: Path) -> DataConfig:
+    write(config, folder, shard_bytes=1, log=_forget)
     return replace(config, root=str(folder), cache_dir=str(folder / "cache"))
 
 
@@ -274,6 +289,8 @@ def _decoded(stream: Stream, in_mm: bool) -> list[NDArray[Any]]:
     media = stream.media
     if isinstance(media, VideoFile):
         return _played(media.path, stream.frames.tolist())
+    if isinstance(media, PackedVideo):
+        return _played(io.BytesIO(media.data().tobytes()), stream.frames.tolist())
     if isinstance(media, PackedFrames):
         if media.is_lz4:
             return list(media.decode(stream.frames))
@@ -300,7 +317,7 @@ def _colour(file: Any) -> NDArray[np.uint8]:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _played(path: str, frames: Sequence[int]) -> list[NDArray[Any]]:
+def _played(path: str | io.BytesIO, frames: Sequence[int]) -> list[NDArray[Any]]:
     shown = []
     with av.open(path, metadata_errors="replace") as container:
         # Several threads conceal the same damage in several ways.

@@ -13,7 +13,7 @@ from fuzz_damage import DAMAGES, draw, restore
 
 GROUPS = {
     "frames": ("jpeg", "png", "depth_metric", "depth_wrapped_jet", "rgbd"),
-    "packs": ("pack", "pack_png", "pack_index", "pack_npz"),
+    "packs": ("pack", "pack_png", "pack_index", "pack_npz", "pack_h264", "pack_vp9"),
     "videos": ("h264", "hevc", "mpeg4", "mjpeg", "vp8", "vp9", "av1"),
 }
 

@@ -1,8 +1,10 @@
 """Which frame of a batch is at fault, once DALI or a glance at the signatures says that one is."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipelines.folders import FrameList, Frames
+from pipelines.image_structure import located
 from pipelines.media import PackedFrames, PackedVideo, VideoFile
 from pipelines.source import ClipRequest, Stream
 from pipelines.verify import image_problem, problem
@@ -41,10 +43,15 @@ def refused(request: ClipRequest, stream: int, message: str) -> ValueError:
     frames = request.streams[stream]
     media, frame = frames.media, int(frames.frames[0])
     name = media.path(frame) if isinstance(media, (Frames, FrameList)) else media.name
+    where = ""
     if isinstance(media, PackedFrames):
         name += f" frame {frame}"
+        where = located(media.encoded([frame])[0].tobytes())
+    elif isinstance(media, (Frames, FrameList)):
+        where = located(Path(name).read_bytes())
     words = message.partition("encountered:")[2] or message  # before it: our own source lines
     reason = next((line.strip() for line in words.splitlines() if line.strip()), "no reason given")
+    reason = "; ".join(filter(None, (where, reason)))
     return ValueError(f"{name}: DALI cannot decode it ({reason}); {CONVERT} ({request.origin})")
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pipelines.cache import JsonLines
 from pipelines.folders import FrameList, Frames
 from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
-from pipelines.verify import DALI_REFUSES, first_refused, image_problem, problem
+from pipelines.verify import dali_refuses, first_refused, image_problem, problem
 
 Key = TypeVar("Key", bound=Hashable)
 Looked = tuple[Media, int, bool]
@@ -78,8 +78,9 @@ def _damage(clip: Looked) -> str | None:
     for path in paths:
         if found := problem(path, in_mm):
             return f"{path}: {found[0]}"
-    refused = first_refused([Path(path).read_bytes() for path in paths], in_mm)
-    return None if refused is None else f"{paths[refused]}: {DALI_REFUSES}"
+    images = [Path(path).read_bytes() for path in paths]
+    refused = first_refused(images, in_mm)
+    return None if refused is None else f"{paths[refused]}: {dali_refuses(images[refused])}"
 
 
 def _packed_damage(media: PackedFrames, num_frames: int, in_mm: bool) -> str | None:
@@ -96,7 +97,9 @@ def _packed_damage(media: PackedFrames, num_frames: int, in_mm: bool) -> str | N
             return f"{media.name} frame {number}: {found[0]}"
         images.append(data.tobytes())
     refused = first_refused(images, in_mm)
-    return None if refused is None else f"{media.name} frame {refused}: {DALI_REFUSES}"
+    if refused is None:
+        return None
+    return f"{media.name} frame {refused}: {dali_refuses(images[refused])}"
 
 
 def _stamp(media: Media) -> list[int]:

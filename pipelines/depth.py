@@ -2,12 +2,15 @@
 whole data sets are pipelines/depth_boxes.py."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from pipelines.image_structure import damage
 
 BOX_WIDTH, BOX_HEIGHT = 320, 240
 """Region of interest of the published NTU recipe, before the frame's border cuts it."""
@@ -35,11 +38,21 @@ def read_depth(file: str | BinaryIO, name: str = "") -> NDArray[np.uint16]:
                 return np.asarray(image).astype(np.uint16)
             bands = image.mode
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise ValueError(f"{path}: damaged or no image ({error}); restore it") from None
+        raise ValueError(f"{path}: {_trouble(file, error)}; restore it") from None
     raise ValueError(
         f"{path}: 8-bit {bands} image where data.depth_encoding promises 16-bit depth; take the "
         "depth maps in millimetres or set data.depth_encoding=color"
     )
+
+
+def _trouble(file: str | BinaryIO, error: Exception) -> str:
+    try:
+        if isinstance(file, str):
+            return damage(Path(file).read_bytes(), error)
+        file.seek(0)
+        return damage(file.read(), error)
+    except OSError as missing:
+        return missing.strerror or str(missing)
 
 
 def wrap(depth_mm: NDArray[np.uint16]) -> NDArray[np.uint8]:

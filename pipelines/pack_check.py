@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pipelines.image_structure import damage
 from pipelines.media import PackedFrames
 from pipelines.pack_format import LZ4, VIDEO, ShardIndex
 from pipelines.pack_reader import Pack, build_index, load_index, read_samples
@@ -102,8 +103,8 @@ def _decode_images(pack: Pack, clip: str, modality: str) -> None:
                 image.load()
         except Exception as error:  # of many types: Pillow's decoders raise their own
             raise ValueError(
-                f"{where} was damaged before it was packed ({error}); restore its file and write "
-                "the pack anew, or take the clip off the lists"
+                f"{where} was damaged before it was packed ({damage(data.tobytes(), error)}); "
+                "restore its file and write the pack anew, or take the clip off the lists"
             ) from None
         if image.size != (info.width, info.height):
             raise ValueError(f"{where} is not of {info.width}x{info.height} pixels; write it anew")

@@ -129,11 +129,12 @@ class Pack:
         buffer.setflags(write=False)
         expected = self._indices[shard].crc32[track["first"] + unique].tolist()
         views, at = [], 0
-        for frame, (_, size), crc in zip(unique.tolist(), extents, expected, strict=True):
+        for frame, (start, size), crc in zip(unique.tolist(), extents, expected, strict=True):
             views.append(buffer[at : at + size])
             if zlib.crc32(views[-1].data) != crc:
                 piece = "video" if track["encoding"] == VIDEO else f"frame {frame}"
-                raise ValueError(self._damaged(shard, clip, f"{modality} {piece} differs"))
+                what = f"{modality} {piece} differs (bytes {start} to {start + size - 1})"
+                raise ValueError(self._damaged(shard, clip, what))
             at += size
         return [views[place] for place in places.tolist()]
 
@@ -217,7 +218,9 @@ class Pack:
                 except OSError as error:  # the system's message has no file name
                     raise OSError(error.errno, error.strerror, str(file.name)) from None
                 if not got:
-                    raise ValueError(self._damaged(shard, clip, "it was cut short while in use"))
+                    end = os.fstat(file.fileno()).st_size
+                    what = f"it was cut short at byte {end} while in use"
+                    raise ValueError(self._damaged(shard, clip, what))
                 offset, memory = offset + got, memory[got:]
 
     def _file(self, shard: int, clip: str) -> io.FileIO:
@@ -228,6 +231,8 @@ class Pack:
         if size != expected:
             file.close()
             what = f"it has {size} bytes, {expected} when its index was made"
+            if size < expected:
+                what = f"it is cut short at byte {size} of {expected}"
             raise ValueError(self._damaged(shard, clip, what))
         return self._open.setdefault(shard, file)  # of two threads, the first wins
 

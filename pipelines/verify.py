@@ -1,7 +1,6 @@
 """Is a file what it promises? A glance at a batch's signatures, and a slow look where that or DALI
 finds fault. Decodes nothing for training."""
 
-import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +12,7 @@ from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
 from pipelines import transforms
+from pipelines.image_structure import damage, located
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89P", b"IEND\xaeB`\x82"
@@ -58,19 +58,15 @@ def problem(path: str, millimetres: bool) -> tuple[str, str] | None:
 
 def image_problem(data: bytes, millimetres: bool) -> tuple[str, str] | None:
     """The same of a file's bytes."""
-    if not data:
-        return "the file is empty", RESTORE
     try:
         with Image.open(BytesIO(data)) as image:
             deep = image.mode[0] in "IF"
             image.load()
     except Exception as error:  # of many types: Pillow's decoders raise their own
-        return f"damaged or no image ({str(error) or type(error).__name__})", RESTORE
+        return damage(data, error), RESTORE
     is_png = data.startswith(PNG_START)
-    if is_png and PNG_END not in data:  # Pillow takes it, DALI does not
-        return "damaged: the end of the PNG is missing", RESTORE
-    if is_png and (at := _bad_chunk(data)) is not None:
-        return f"damaged at byte {at}: a PNG chunk differs from its checksum", RESTORE
+    if is_png and (where := located(data)):  # Pillow takes it, DALI does not
+        return where, RESTORE
     is_grey_16 = is_png and tuple(data[PNG_FORMAT]) == GREY_16
     if millimetres and not is_grey_16:
         kind = (
@@ -85,21 +81,10 @@ def image_problem(data: bytes, millimetres: bool) -> tuple[str, str] | None:
     return None
 
 
-def _bad_chunk(data: bytes) -> int | None:
-    """Where the first chunk of a PNG begins that is not what its CRC32 says. Pillow does not ask
-    this of the pixels; DALI does."""
-    start = 8
-    while start + 12 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
-            return start
-        if data[start + 4 : start + 8] == b"IEND":
-            return None
-        start = end
-    return None
-
-
-DALI_REFUSES = "DALI cannot decode it, though others can: write it anew with another program"
+def dali_refuses(data: bytes) -> str:
+    """What is wrong with an image that DALI alone does not decode, and what to do."""
+    where = f" ({where})" if (where := located(data)) else ""
+    return f"DALI cannot decode it, though others can{where}: write it anew with another program"
 
 
 def first_refused(images: Sequence[bytes], millimetres: bool) -> int | None:

@@ -20,7 +20,7 @@ import itertools
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,6 +66,8 @@ class Packet(NamedTuple):
     pts: int | None
     dts: int | None
     is_key: bool
+    byte: int | None
+    """Where it begins in the file, if the container says so."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,16 @@ def open_video(source: str | bytes, name: str) -> Iterator[tuple[InputContainer,
             yield container, stream
     except av.FFmpegError as error:
         # The path's own troubles have a number of the system, a damaged file's one of FFmpeg.
-        reason = error.strerror if isinstance(error, OSError) else "damaged or no video"
+        reason = error.strerror if isinstance(error, OSError) else _no_video(source)
         raise ValueError(f"{name}: {reason}; {RESTORE}") from None
+
+
+def _no_video(source: str | bytes) -> str:
+    head = source[:8] if isinstance(source, bytes) else b""
+    if isinstance(source, str):
+        with suppress(OSError), open(source, "rb") as file:
+            head = file.read(8)
+    return f"damaged or no video: at byte 0 it begins with {head!r}"
 
 
 def pictures(
@@ -208,7 +218,9 @@ def pictures(
                 continue
             position = packet.pos
             if packets is not None:
-                packets.append(Packet(len(packets), packet.pts, packet.dts, packet.is_keyframe))
+                packets.append(
+                    Packet(len(packets), packet.pts, packet.dts, packet.is_keyframe, position)
+                )
                 # PyAV finds it again by its identity: a number would be shared between threads.
                 packet.opaque = packets[-1]
             for picture in () if packet.is_corrupt else stream.codec_context.decode(packet):
@@ -218,8 +230,13 @@ def pictures(
                 raise av.InvalidDataError(0, "cut short")
         yield from stream.codec_context.decode(None)
     except av.FFmpegError:
-        where = "" if position is None else f", near byte {position}"
+        where = near(position)
         raise ValueError(f"{name}: damaged after {shown} frames{where}; {RESTORE}") from None
+
+
+def near(byte: int | None) -> str:
+    """For messages: where a packet begins, if that is known."""
+    return "" if byte is None else f", near byte {byte}"
 
 
 def pictures_from(

@@ -36,7 +36,7 @@ def noted_size(source: str | bytes) -> tuple[int, int] | None:
         length = file.seek(0, os.SEEK_END)
         file.seek(0)
         if not length:
-            raise ValueError("the file is empty")
+            raise ValueError("damaged at byte 0: the file is empty")
         head = file.read(12)
         sizes: Sizes = set()
         if head[:4] == b"RIFF" and head[8:] == b"AVI ":

@@ -22,6 +22,7 @@ from pipelines.video import (
     Packet,
     VideoInfo,
     file_state,
+    near,
     open_video,
     pictures,
     pictures_from,
@@ -180,13 +181,14 @@ def look_through(container: InputContainer, stream: VideoStream, path: str) -> L
     interlaced, last_key = False, 0
     for number, picture in enumerate(pictures(container, stream, path, packets)):
         first = first or picture
-        size, expected = (picture.width, picture.height), (first.width, first.height)
-        if size != expected:
-            raise ValueError(f"{path}: frame {number} is {size}, those before {expected}; convert")
-        if picture.is_corrupt:
-            raise ValueError(f"{path}: frame {number} is damaged; {RESTORE}")
         packet = picture.opaque
         assert isinstance(packet, Packet), "every decoder hands its packet's entry on"
+        what, where = f"{path}: frame {number} is", near(packet.byte)
+        size, expected = (picture.width, picture.height), (first.width, first.height)
+        if size != expected:
+            raise ValueError(f"{what} {size}, those before {expected}{where}; convert")
+        if picture.is_corrupt:
+            raise ValueError(f"{what} damaged{where}; {RESTORE}")
         places.append(packet.place)
         # AVI notes no time of display: FFmpeg infers one, not always evenly.
         times.append(packets[number].dts if is_avi else picture.pts)

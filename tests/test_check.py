@@ -44,7 +44,7 @@ def test_a_sound_set_passes_with_its_counts(prepared, capsys, tmp_path):
     ("change", "what"),
     [
         (lambda data: data[: len(data) // 2], "damaged"),
-        (lambda data: b"", "the file is empty"),
+        (lambda data: b"", "damaged at byte 0: the file is empty"),
         (lambda data: b"<html>" + data[6:], "damaged or no image"),
         (lambda data: data + b"\0", "can be decoded, but is not what was prepared"),
     ],

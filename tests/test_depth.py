@@ -98,7 +98,7 @@ def test_a_truncated_or_missing_png_is_named(tmp_path: Path) -> None:
     whole = Path(path).read_bytes()
     for length in (len(whole) // 2, 20, 0):
         Path(path).write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=f"{path}: damaged or no image"):
+        with pytest.raises(ValueError, match=f"{path}: damaged at byte {length}: the file "):
             read_depth(path)
     with pytest.raises(ValueError, match="No such file"):
         read_depth(f"{path}.gone")

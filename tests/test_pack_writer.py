@@ -183,7 +183,9 @@ def test_a_clip_with_other_frames_than_packed_is_an_error(tmp_path: Path) -> Non
 def test_a_truncated_shard_is_not_added_to(tmp_path: Path) -> None:
     (shard,) = write_pack(tmp_path, CLIPS).shards
     shard.write_bytes(shard.read_bytes()[:-1024])
-    with pytest.raises(ValueError, match=r"shard-000000\.tar: clip 'set/c 0\.x': it has"):
+    with pytest.raises(
+        ValueError, match=r"shard-000000\.tar: clip 'set/c 0\.x': it is cut short at byte "
+    ):
         write_pack(tmp_path, [rgbd_clip(9)])
 
 

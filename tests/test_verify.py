@@ -40,7 +40,7 @@ def rewrite(path: str, change) -> None:
 DAMAGE = {
     "cut in the middle": (lambda b: b[: len(b) // 2], "damaged"),
     "without its end mark": (lambda b: b[:-2], "damaged"),
-    "empty": (lambda b: b"", "the file is empty"),
+    "empty": (lambda b: b"", "damaged at byte 0: the file is empty"),
     "a few bytes": (lambda b: b[:10], "damaged"),
     "text": (lambda b: b"<html>404</html>" * 40, "damaged"),
 }
@@ -122,6 +122,15 @@ def test_a_format_that_dali_does_not_know_is_named(tmp_path: Path) -> None:
     assert error_of(paths).startswith(f"{paths[2]}: a GIF image, which DALI does not decode")
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_frame_that_was_cut_is_named_with_the_byte_where_it_ends(tmp_path, kind) -> None:
+    paths = write_clip(tmp_path, rgb_frames(4), "{:06d}." + kind)
+    rewrite(paths[1], lambda b: b[:1000])
+    assert error_of(paths).startswith(f"{paths[1]}: damaged at byte 1000: the file ends there, ")
+    Path(paths[0]).write_bytes(b"")
+    assert error_of(paths).startswith(f"{paths[0]}: damaged at byte 0: the file is empty; restore")
+
+
 def test_a_png_chunk_unlike_its_checksum_is_named_with_its_byte(tmp_path: Path) -> None:
     """Pillow takes wrong checksums of pixels."""
     paths = write_clip(tmp_path, depth_frames(4), DEPTH_NAME)
@@ -140,8 +149,9 @@ def test_a_jpeg_that_dali_alone_refuses_is_named(tmp_path: Path) -> None:
     rewrite(paths[2], lambda b: b[:20] + bytes(4) + b[20:])  # between two of its segments
     Image.open(paths[2]).load()
     assert problem(paths[2], millimetres=False) is None
-    message = error_of(paths)
-    assert message.startswith(f"{paths[2]}: DALI cannot decode it (") and "\n" not in message
+    message, where = error_of(paths), "damaged at byte 20: no JPEG marker where one is due"
+    assert message.startswith(f"{paths[2]}: DALI cannot decode it ({where}; ")
+    assert "\n" not in message
     assert first_refused(sound, millimetres=False) is None
     assert first_refused([Path(path).read_bytes() for path in paths], millimetres=False) == 2
 

@@ -3,12 +3,14 @@
 import os
 import wave
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from videos import turned, write_kind, write_video
+from packs import encode
+from videos import picture, turned, write_kind, write_video
 
 from pipelines.cache import JsonLines
 from pipelines.video import VideoInfo
@@ -118,6 +120,26 @@ def test_damage_is_named_with_frame_and_byte(tmp_path: Path, kind: str) -> None:
         probe(patched(path, change))
 
 
+def test_a_frame_of_another_size_is_named_with_its_byte(tmp_path: Path) -> None:
+    large, small = encode(picture(0), "JPEG"), encode(picture(0)[:96, :96], "JPEG")
+    path = tmp_path / "two.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 160, 144, "yuvj420p"
+        container.start_encoding()
+        for number, data in enumerate([large] * 4 + [small]):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 30)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = True
+            container.mux(packet)
+    start = path.read_bytes().index(small)
+    words = r"frame 4 is \(96, 96\), those before \(160, 144\), near byte \d+; convert"
+    with pytest.raises(ValueError, match=words) as caught:
+        probe(str(path))
+    assert start - 8 <= int(str(caught.value).split("near byte ")[1].split(";")[0]) <= start
+
+
 def test_a_webm_with_damage_between_its_frames_is_refused(tmp_path: Path) -> None:
     """FFmpeg looks for the next frame that it recognises, and says nothing."""
     path = write_kind(tmp_path, "vp9", 30)
@@ -153,9 +175,10 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
         sound.setparams((1, 2, 16000, 0, "NONE", ""))
         sound.writeframes(bytes(16000))
     expected = {
-        "absent.avi": "No such file or directory", "empty.avi": "the file is empty",
-        "text.avi": "damaged or no video", "image.avi": "damaged after 0 frames",
-        "sound.wav": "holds no video", ".": "Is a directory",
+        "absent.avi": "No such file or directory",
+        "empty.avi": "damaged at byte 0: the file is empty",
+        "text.avi": "damaged or no video: at byte 0 it begins with b'NAME num'",
+        "image.avi": "damaged after 0 frames", "sound.wav": "holds no video", ".": "Is a directory",
     }  # fmt: skip
     for name, reason in expected.items():
         with pytest.raises(ValueError, match=f"{reason}.*(restore|correct)") as caught:

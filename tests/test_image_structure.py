@@ -147,3 +147,29 @@ def test_whatever_happens_the_place_is_one_of_the_file(harm: str, kind: str) -> 
         data = make(SOUND[kind], rng)
         found = first_break(data)
         assert found is None or 0 <= found[0] <= len(data)
+
+
+def parts(data: bytes) -> list[int]:
+    """Where each segment before the pixels, or each chunk, of a sound file begins."""
+    starts, at = [0], 8 if data.startswith(b"\x89P") else 2
+    while at < len(data):
+        starts.append(at)
+        if data[at : at + 2] == b"\xff\xda":
+            break
+        number = data[at + 2 : at + 4] if data[at] == 0xFF else data[at : at + 4]
+        at += int.from_bytes(number, "big") + (2 if data[at] == 0xFF else 12)
+    return starts
+
+
+@pytest.mark.parametrize("kind", ["baseline", "grey", "restarts", "PNG", "16 bit"])
+def test_a_flipped_bit_is_never_placed_ahead_of_the_part_it_is_in(kind: str) -> None:
+    data, rng, placed = SOUND[kind], np.random.default_rng(1), 0
+    starts = parts(data)
+    for _ in range(800):
+        flipped = int(rng.integers(len(data)))
+        found = first_break(changed(data, flipped, bytes([data[flipped] ^ 1 << rng.integers(8)])))
+        in_pixels = data.startswith(b"\xff\xd8") and flipped >= starts[-1] + 14
+        earliest = flipped - 1 if in_pixels else max(s for s in starts if s <= flipped)
+        assert found is None or found[0] >= earliest
+        placed += found is not None
+    assert placed > 50

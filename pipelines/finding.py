@@ -66,7 +66,15 @@ def find_media(config: DataConfig, root: str, names: Sequence[str], log: Log) ->
                 videos[name, modality] = clip_path(root, files[modality], name)
             else:
                 folders[name, modality] = clip_frames(root, files[modality], name)
-    return {**_folders(folders, config, root, log), **_videos(videos, config, root, log)}
+    found = {**_folders(folders, config, root, log), **_videos(videos, config, root, log)}
+    mixed = {modality for _, modality in videos} & {modality for _, modality in folders}
+    for name, modality in folders:
+        seen = found[name, modality]
+        if modality in mixed and not seen.error:  # the loader decodes a list in one way
+            path = folders[name, modality].folder
+            error = f"{path}: frames where others have a video (data.source=frames reads these)"
+            found[name, modality] = replace(seen, error=error)
+    return found
 
 
 def wanted_modalities(config: DataConfig) -> Sequence[str]:

@@ -3,7 +3,6 @@
     python -m pipelines.pack write --config configs/X.yaml --out PACK [data.key=value ...]
     python -m pipelines.pack list PACK
     python -m pipelines.pack check PACK
-    python -m pipelines.pack speed PACK
 
 `write` packs the clips of the config's two lists (all modalities of data.modality: rgbd for both)
 and copies the lists, so that data.root=PACK is all that training needs. Images and videos go in as
@@ -41,7 +40,6 @@ from pipelines.pack_format import (
     video_track,
 )
 from pipelines.pack_reader import Pack
-from pipelines.pack_speed import speed_table
 from pipelines.pack_writer import SHARD_BYTES, PackWriter
 from pipelines.verify import JPEG_END, PNG_END, problem
 from pipelines.video import file_state
@@ -259,13 +257,8 @@ def _check(given: argparse.Namespace) -> int:
     return 1 if damage else 0
 
 
-def _speed(given: argparse.Namespace) -> int:
-    print(speed_table(Pack.open(given.pack), given.clips, given.frames))
-    return 0
-
-
 def command_line() -> argparse.ArgumentParser:
-    """write | list | check | speed, each with its own --help."""
+    """write | list | check, each with its own --help."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.pack",
         description=__doc__,
@@ -299,9 +292,6 @@ def command_line() -> argparse.ArgumentParser:
     add("--clips", action="store_true", help="a line for each clip, too")
     add = reading("check", _check, "decode every frame; name what is damaged, exit status 1 if any")
     add("--threads", type=int, default=cores, help="clips checked at a time")
-    add = reading("speed", _speed, "how fast sampled frames are read and depth is (de)compressed")
-    add("--clips", type=int, default=100, metavar="N", help="clips of each measurement")
-    add("--frames", type=int, default=64, metavar="T", help="frames of each clip")
     return parser
 
 

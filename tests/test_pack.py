@@ -152,17 +152,6 @@ def test_the_command_line_writes_lists_and_checks(
     assert capsys.readouterr().out == f"{pack}: 3 clips checked, 0 damaged, 0 problems\n"
 
 
-def test_the_speed_table_has_each_way_to_read(config_file: Path, tmp_path: Path, capsys) -> None:
-    pack = str(tmp_path / "pack")
-    main(["write", "--config", str(config_file), "--out", pack])
-    capsys.readouterr()
-    assert main(["speed", pack, "--clips", "2", "--frames", "4"]) == 0
-    out = capsys.readouterr().out
-    for row in ("rgb mapped", "rgb read", "depth mapped", "depth read, checked, decompressed",
-                "LZ4 on 18 depth frames", "high compression 4"):  # fmt: skip
-        assert row in out
-
-
 def test_values_of_the_config_can_be_replaced(config_file: Path, tmp_path: Path) -> None:
     command = ["write", "--config", str(config_file), "--out", str(tmp_path / "rgb")]
     assert main([*command, "data.modality=rgb"]) == 0

@@ -211,12 +211,10 @@ def test_check_finds_a_flipped_bit(tmp_path: Path) -> None:
     assert f"{shard}: clip 'c1': rgb video differs" in found.problem
 
 
-def test_list_and_speed_take_them(tmp_path: Path, capsys) -> None:
+def test_list_takes_them(tmp_path: Path, capsys) -> None:
     _, packed = packed_videos(tmp_path, "mjpeg")
     assert main(["list", packed.root, "--clips"]) == 0
     assert "c0\trgb 5 x 160x144 video\n" in capsys.readouterr().out
-    assert main(["speed", packed.root, "--clips", "2", "--frames", "3"]) == 0
-    assert "rgb read, checked (encoded): " in capsys.readouterr().out
 
 
 def test_auto_measures_them_beside_their_files(tmp_path: Path) -> None:

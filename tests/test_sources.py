@@ -195,6 +195,14 @@ def test_downloaded_videos_are_found_where_the_data_sets_have_them(tmp_path):
         assert isinstance(media, VideoFile) and media.path == str(root / file)
 
 
+def test_frames_among_videos_are_refused_by_name(tmp_path):
+    videos, _ = write_videos(tmp_path, "h264")
+    (tmp_path / "videos/rgb/c1.mp4").unlink()
+    shutil.copytree(tmp_path / "frames/rgb/c1", tmp_path / "videos/rgb/c1")
+    with pytest.raises(ValueError, match=r"txt:2: .*rgb/c1: frames where others have a video"):
+        scan(videos, "train")
+
+
 def test_a_video_with_fewer_frames_than_listed_and_a_damaged_one_are_named_with_their_lines(
     tmp_path,
 ):

@@ -55,9 +55,9 @@ class Setting:
 
     @property
     def ahead(self) -> int:
-        """Batches that may be ready or in work at any time: DALI's, those behind it, and one in
-        hand. A window begins and ends with as many."""
-        return 2 * self.prefetch + 1
+        """Batches that may be ready or in work at any time: DALI's, those behind it, the next one
+        that threads are at, and one in hand. A window begins and ends with as many."""
+        return 2 * self.prefetch + 2
 
     @property
     def cold_batches(self) -> int:

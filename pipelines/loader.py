@@ -2,6 +2,7 @@
 clips is for pipelines/plan.py to say, what happens to their pixels for graph.py and geometry.py."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
@@ -128,20 +129,52 @@ class Loader:
                 yield self._batch(requests, clips, maps), own_stream.record_event()
 
     def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
-        """DALI decodes; then each clip of a batch is one task of a thread pool."""
-        graph = partial(decode_graph, device_id=None, **self._pipeline)
+        """DALI decodes; then each clip of a batch is one task of a thread pool. While the last
+        clips of a batch are made, other threads are at the next batch already."""
+        with (
+            ThreadPoolExecutor(self.threads, THREADS) as pool,
+            # Of their own: reading for DALI must not stand behind the clips in `pool`.
+            ThreadPoolExecutor(self.threads, THREADS) as readers,
+        ):
+            begun: deque[Callable[[], Batch]] = deque()
+            for finish in self._begun(self._cpu_frames(plan, readers), pool):
+                begun.append(finish)
+                if len(begun) > 1:
+                    yield begun.popleft()()
+            while begun:
+                yield begun.popleft()()
+
+    def _begun(
+        self, decoded: Iterable[tuple[Requests, Sequence[Any]]], pool: Executor
+    ) -> Iterator[Callable[[], Batch]]:
+        """What waits for each batch. A fault is raised in its turn, behind the batch before it."""
         memory = Recycler()
-        with ThreadPoolExecutor(self.threads, THREADS) as pool:
-            if self.cache is not None:
-                kept = self._kept("cpu", None)
-                for requests in plan:
-                    frames = [part.of(requests) for part in kept.values()]
-                    yield self._cpu_batch(requests, frames, memory, pool)
-                return
-            arrays = partial(decode_arrays, each=pool.map)
-            for requests, outputs in self._run(graph, arrays, plan):
-                decoded = [part[0] if part else None for part in outputs]
-                yield self._cpu_batch(requests, decoded, memory, pool)
+        try:
+            for requests, frames in decoded:
+                yield self._begin_batch(requests, frames, memory, pool)
+                del frames  # their memory is DALI's again when the clips are made
+        except Exception as error:
+            fault = error
+
+            def fail() -> Batch:
+                raise fault
+
+            yield fail
+
+    def _cpu_frames(
+        self, plan: Iterable[Requests], readers: Executor
+    ) -> Iterator[tuple[Requests, Sequence[Any]]]:
+        """Each batch of the plan with the decoded frames of every modality, as `_begin_batch` takes
+        them."""
+        if self.cache is not None:
+            kept = self._kept("cpu", None)
+            for requests in plan:
+                yield requests, [part.of(requests) for part in kept.values()]
+            return
+        graph = partial(decode_graph, device_id=None, **self._pipeline)
+        arrays = partial(decode_arrays, each=readers.map)
+        for requests, outputs in self._run(graph, arrays, plan):
+            yield requests, [part[0] if part else None for part in outputs]
 
     def _kept(self, device: str, device_id: int | None) -> dict[str, KeptFrames]:
         """Frames by way of the cache, of each modality."""
@@ -187,12 +220,12 @@ class Loader:
         for results in zip(*runs, strict=True):
             yield results[0][0], [outputs for _, outputs in results]
 
-    def _cpu_batch(
+    def _begin_batch(
         self, requests: Requests, decoded: Sequence[Any], memory: Recycler, pool: Executor
-    ) -> Batch:
+    ) -> Callable[[], Batch]:
         """B * T decoded frames of each modality, clip after clip, or B videos of T frames, or None
-        where a clip's frames are still to be decoded, or a list of those of each clip -> the
-        batch."""
+        where a clip's frames are still to be decoded, or a list of those of each clip -> what waits
+        for the batch."""
         config = self.config
         shape = (len(requests), config.num_frames, config.size, config.size)
         num_maps = len(decoded) if config.motion_window else 0
@@ -212,8 +245,13 @@ class Loader:
                 made = motion_maps(pixels[stream][i : i + 1], config.motion_window)
                 part[i].numpy()[...] = made[0, 0].numpy()
 
-        list(pool.map(make_clip, range(len(requests))))  # waits, and raises what a task raised
-        return self._batch(requests, clips, [part[:, None] for part in maps])
+        tasks = pool.map(make_clip, range(len(requests)))
+
+        def finish() -> Batch:
+            list(tasks)  # waits, and raises what a task raised
+            return self._batch(requests, clips, [part[:, None] for part in maps])
+
+        return finish
 
     def _view(
         self, request: ClipRequest, frames: Sequence[Sequence[Any]], out: Sequence[Any]

@@ -157,7 +157,7 @@ def decode_arrays(
         numbers = [s.frames.astype(np.int32) for s in streams]
         if way is Way.VIDEO:
             return padded([s.media.name for s in streams]), numbers
-        return [s.video_data() for s in streams], numbers
+        return list(each(Stream.video_data, streams)), numbers
     if way is Way.RAW:
         return ([frame for clip in each(Stream.decode, streams) for frame in clip],)
     encoded = [data for clip in each(Stream.encoded, streams) for data in clip]

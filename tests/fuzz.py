@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", action="append", help="only this kind of file; repeatable")
     parser.add_argument("--only", type=int, help="this case of each kind alone")
-    parser.add_argument("--json", help="file for all results")
+    parser.add_argument("--json", help="file for the counts and defects")
     parser.add_argument("--work", nargs=3, metavar=("KIND", "FIRST", "LAST"),
                         help=argparse.SUPPRESS)  # fmt: skip
     given = parser.parse_args(arguments)
@@ -45,9 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results += run(kind, given.seed, first, last)
         print(f"{kind}: {last - first} cases", file=sys.stderr, flush=True)
     if given.json:
-        Path(given.json).write_text("\n".join(map(json.dumps, results)) + "\n")
+        Path(given.json).write_text(json.dumps(record(results), indent=1) + "\n")
     print(table(results))
     return int(any(result["outcome"].isupper() for result in results))
+
+
+def record(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many cases of each kind came to each outcome, by which command and commit; defects."""
+    sys.path.append(str(ROOT))
+    from engine.run import commit  # not earlier: the cases are done without torch in this process
+
+    counts: dict[str, Counter[str]] = {}
+    for result in results:
+        counts.setdefault(result["kind"], Counter())[result["outcome"]] += 1
+    return {
+        "what": "damaged files",
+        "command": shlex.join(["python", "tests/fuzz.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "cases": len(results),
+        "counts": {kind: dict(sorted(found.items())) for kind, found in counts.items()},
+        "defects": [result for result in results if result["outcome"].isupper()],
+    }
 
 
 def kinds_known() -> list[str]:

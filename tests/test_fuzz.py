@@ -30,10 +30,12 @@ def test_damaged_files_are_refused_by_name_or_delivered_as_any_decoder_sees_them
         capture_output=True, text=True, errors="replace", timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    outcomes = [json.loads(line)["outcome"] for line in out.read_text().splitlines()]
-    assert len(outcomes) == 100
-    assert sum(outcome.startswith("refused") for outcome in outcomes) > 10
-    assert sum(outcome.startswith("delivered") for outcome in outcomes) > 2
+    result = json.loads(out.read_text())
+    assert result["cases"] == 100 and set(result["counts"]) == set(GROUPS[group])
+    counted = [item for found in result["counts"].values() for item in found.items()]
+    assert sum(number for _, number in counted) == 100 and result["defects"] == []
+    assert sum(number for outcome, number in counted if outcome.startswith("refused")) > 10
+    assert sum(number for outcome, number in counted if outcome.startswith("delivered")) > 2
 
 
 @pytest.mark.slow

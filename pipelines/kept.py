@@ -86,6 +86,7 @@ class KeptFrames:
             streams = [request.streams[self._place] for request in part]
             way = way_of(streams[0].media, self.device)
             if way is Way.RAW:
+                raise_fault(part, self.config, self.modality, way)
                 yield from (self._on_device(stream.decode()) for stream in streams)
             else:
                 yield from self._by_dali(part, [len(s.frames) for s in streams], way)

@@ -23,6 +23,7 @@ from pipelines.graph import (
     Requests,
     decode_arrays,
     decode_graph,
+    raise_fault,
     run,
     view_arrays,
     view_graph,
@@ -214,11 +215,19 @@ class Loader:
         for modality, stream_of, own_plan in zip(modalities, first[0].streams, plans, strict=True):
             way = Way.RAW if self.cache is not None else way_of(stream_of.media, device)
             if way is Way.RAW and device == "cpu":
-                runs.append((requests, ()) for requests in own_plan)
+                runs.append(self._checked(own_plan, modality, way))
             else:
                 runs.append(run(graph, arrays, own_plan, self.config, modality, way, *stream))
         for results in zip(*runs, strict=True):
             yield results[0][0], [outputs for _, outputs in results]
+
+    def _checked(
+        self, plan: Iterable[Requests], modality: str, way: Way
+    ) -> Iterator[tuple[Requests, Sequence[Any]]]:
+        """What is still to be decoded, as sound as when it was found."""
+        for requests in plan:
+            raise_fault(requests, self.config, modality, way)
+            yield requests, ()
 
     def _begin_batch(
         self, requests: Requests, decoded: Sequence[Any], memory: Recycler, pool: Executor

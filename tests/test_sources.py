@@ -256,6 +256,21 @@ def test_a_video_replaced_during_the_run_is_named(tmp_path: Path, moment: str) -
         list(run(graph, decode_arrays, plan(), videos, "rgb", Way.VIDEO))
 
 
+@pytest.mark.parametrize("cache", ["none", "host"])
+@pytest.mark.parametrize("kind", ["h264", "vp9"])
+def test_a_video_replaced_by_a_longer_one_is_named_by_the_loader(
+    tmp_path: Path, kind: str, cache: str
+) -> None:
+    videos, _ = write_videos(tmp_path, kind, resize=(160, 144), crop=128, size=128, cache=cache)
+    source = open_source(videos)
+    path = Path(source.eval_request(1).streams[0].media.name)
+    write_video(path, 9, **KINDS[kind][1])
+    kept = FrameCache(10**9) if cache == "host" else None
+    loader = Loader(videos, CPU, torch.float32, 2, 1, kept)
+    with pytest.raises(ValueError, match=f"{path}: was replaced by another video while in use"):
+        list(loader.batches([[source.eval_request(0), source.eval_request(1)]]))
+
+
 def test_a_video_touched_during_the_run_goes_on(tmp_path: Path) -> None:
     videos, _ = write_videos(tmp_path, "vp9", resize=(160, 144), crop=128, size=128)
     source = open_source(videos)

@@ -44,7 +44,7 @@ class Outcome:
     said: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
     unchecked: str = ""
-    """Why it was not even started."""
+    """Why it was not started, or could not begin."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """What was said under `key`."""
@@ -117,6 +117,8 @@ class _Child:
         for line in self.facts.decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # torn by its end
                 said.update(json.loads(line))
+        if missing := said.get("missing"):  # another row's fault: that of the packages
+            return Outcome(said, unchecked=f"not checked: {missing}")
         return Outcome(said, self._problem(status, said))
 
     def kill(self) -> None:

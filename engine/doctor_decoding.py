@@ -24,7 +24,7 @@ WIDTH, HEIGHT, FRAMES = 160, 144, 8
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"g": "4"}),
     "hevc": ("libx265", {"x265-params": "keyint=4:log-level=none"}),
-    "av1": ("libsvtav1", {"preset": "12", "crf": "20"}),
+    "av1": ("libsvtav1", {"preset": "8", "crf": "20"}),
     "vp9": ("libvpx-vp9", {"auto-alt-ref": "0", "lag-in-frames": "0", "b": "1M", "cpu-used": "8"}),
     "vp8": ("libvpx", {"auto-alt-ref": "0", "lag-in-frames": "0", "b": "1M", "cpu-used": "8"}),
     "mpeg4": ("mpeg4", {"b": "2M"}),

@@ -59,10 +59,10 @@ class Facts:
         return FAIL if self.device == "cuda" else WARN
 
     @property
-    def sixteen_bit(self) -> bool:
-        """Whether training computes in 16 bit, as far as is known."""
-        precision = self.config.get("precision")
-        return precision in ("bfloat16", "float16") if precision else self.device == "cuda"
+    def local_ranks(self) -> int:
+        """The config's, on this machine: of a run on several, one per GPU."""
+        ranks = self.config.get("ranks", 1)
+        return min(ranks, self.num_gpus) if self.num_gpus and self.device == "cuda" else ranks
 
     @property
     def driver(self) -> str:

@@ -92,6 +92,9 @@ def _gpu_row(facts: Facts, number: int, card: dict[str, Any]) -> Row:
         packages = "--upgrade 'torch>=2.8' torchvision" if blackwell else FOR_OLD_GPU
         return Row(name, facts.worst_of_gpu, found, "this torch has no kernels for it",
                    f"{facts.pip} install {packages}")  # fmt: skip
+    if "out of memory" in card.get("error", ""):
+        why = "another program fills it, perhaps training itself"
+        return Row(name, WARN, f"{found}: no memory free", why, "nvidia-smi")
     if "error" in card:
         return Row(name, facts.worst_of_gpu, f"{found}: {card['error']}", "nothing runs on it",
                    f"sudo nvidia-smi --gpu-reset -i {number}")  # fmt: skip
@@ -180,7 +183,7 @@ def _without_smi(facts: Facts, name: str) -> Row | None:
         return Row(name, ABSENT, "no GPU that could be used")
     if outcome.get("gpus"):
         return None
-    reason = "nvidia-smi is not here" if outcome.get("missing") else outcome.trouble or "no answer"
+    reason = "nvidia-smi is not here" if outcome.get("absent") else outcome.trouble or "no answer"
     return Row(name, ABSENT, f"not checked: {reason}")
 
 
@@ -201,6 +204,9 @@ def nccl_row(facts: Facts) -> Row:
         return Row("NCCL", ABSENT, outcome.unchecked)
     if not (trouble := reduce_trouble(outcome.said, outcome.problem)):
         return Row("NCCL", OK, f"an all-reduce over {facts.num_gpus} GPUs gives the sum")
+    if "out of memory" in trouble:
+        why = "not checked: other programs fill the GPUs, perhaps training itself"
+        return Row("NCCL", WARN, trouble, why, "nvidia-smi")
     small = facts.host.shm is not None and facts.host.shm < ENOUGH_SHM
     if facts.num_gpus == 1:
         mend = f"{facts.pip} install --upgrade --force-reinstall torch torchvision"

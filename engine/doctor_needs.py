@@ -107,7 +107,7 @@ def _memory(say: Say, config: Config, ranks: Ranks) -> None:
         checkpoint_bytes=weights * (1 + moments) * chosen.weights.itemsize,
     )
     text = memory(config, ranks, chosen)
-    # The sentence is the dry run's: its first figure is the sum.
-    figure = re.search(r"([\d.]+) GiB", text)
-    assert figure, text
-    say(memory=text, memory_bytes=float(figure[1]) * 2**30)
+    # The sentence is the dry run's, which knows what a rank takes at a time.
+    figures = re.search(r"([\d.]+) GiB = .* activations of (\d+) clips", text)
+    assert figures, text
+    say(memory=text, memory_bytes=float(figures[1]) * 2**30, clips=int(figures[2]))

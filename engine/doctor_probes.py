@@ -65,7 +65,7 @@ def probe_smi(say: Say) -> None:
     try:
         done = _run([*query, f"--query-gpu={SMI_FIELDS}"])
     except FileNotFoundError:
-        say(missing=True)
+        say(absent=True)
         return
     if done.returncode:
         say(error=" ".join((done.stdout + done.stderr).split())[:300] or "no answer")
@@ -86,13 +86,14 @@ def probe_smi(say: Say) -> None:
 
 def probe_modules(say: Say) -> None:
     """What each package says to being imported."""
+    broken: dict[str, str] = {}
     for name in MODULES:
-        say(doing=f"importing {name}")
+        say(doing=f"importing {name}", broken=broken)
         try:
             importlib.import_module(name)
         except Exception as error:
-            say(**{name: f"{type(error).__name__}: {_first_line(error)}"})
-    say(checked=True)
+            broken[name] = f"{type(error).__name__}: {_first_line(error)}"
+    say(broken=broken)
 
 
 def probe_torch(say: Say) -> None:
@@ -265,6 +266,9 @@ def main(arguments: Sequence[str]) -> int:
     say = functools.partial(_say, int(pipe))
     try:
         probes()[name](say, *given)
+    except ModuleNotFoundError as error:
+        say(missing=_first_line(error))
+        return 1
     except Exception as error:
         say(error=f"{type(error).__name__}: {_first_line(error)}")
         return 1

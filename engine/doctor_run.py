@@ -4,10 +4,7 @@ from collections.abc import Iterator
 
 from engine.doctor_facts import Facts
 from engine.doctor_rows import ABSENT, FAIL, OK, WARN, Row, gib
-from engine.doctor_system import train_command
-
-TIGHT = 0.9
-"""Share of a GPU's memory that an estimate may fill: workspaces and the loader come on top."""
+from engine.doctor_system import TIGHT, smaller_step, train_command
 
 
 def run_rows(facts: Facts) -> Iterator[Row]:
@@ -87,8 +84,7 @@ def _step_row(facts: Facts) -> Row:
         found += f" + {outcome.get('cache_gb'):g} GB of data.cache=gpu"
     free, total = min(sizes)
     found += f"; {gib(free)} of {gib(total)} free"
-    ranks = outcome.get("ranks")
-    mend = f"{train_command(facts)} train.global_batch={2 * ranks}"
+    mend = smaller_step(facts, free)
     if need > total:
         return Row(name, FAIL, found, "the GPU is smaller than that", mend)
     if need > TIGHT * free:

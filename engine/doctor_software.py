@@ -16,6 +16,13 @@ FOR_OLD_DRIVER = "'torch==2.10.*' 'torchvision==0.25.*'"
 FOR_OLD_GPU = "'torch==2.7.*' 'torchvision==0.22.*'"
 """CUDA 12.6: with kernels for GPUs before compute capability 7.5, and cuDNN 9.5."""
 
+PACKAGES = {
+    "yaml": "pyyaml", "PIL.Image": "pillow", "cv2": "opencv-python-headless", "lz4.block": "lz4",
+    "imageio_ffmpeg": "imageio-ffmpeg", "ffmpeg": "ffmpeg-python",
+    "torch.utils.tensorboard": "tensorboard",
+}  # fmt: skip
+"""Of modules that are called otherwise."""
+
 TWO_D = ("decoupled", "decoupled_fusion")
 """Networks that call no conv3d."""
 
@@ -34,38 +41,41 @@ def python_row(version: tuple[int, int, int]) -> Row:
 def packages_row(facts: Facts) -> Row:
     """What setup.cfg asks for, less torch and DALI."""
     outcome = facts.outcome("packages")
-    broken = {
-        key: error for key, error in outcome.said.items() if key not in ("doing", "done", "checked")
-    }
+    broken = dict(outcome.get("broken", {}))
     if outcome.unchecked:
         return Row("packages", ABSENT, outcome.unchecked)
     if outcome.problem:
         broken.setdefault(str(outcome.get("doing", "")).removeprefix("importing "), outcome.problem)
     if not broken:
         return Row("packages", OK, "all of setup.cfg's can be imported")
-    found = "; ".join(f"{name}: {error}" for name, error in broken.items())
+    lacking = [name for name, error in broken.items() if error.startswith("ModuleNotFoundError")]
+    found = "; ".join(
+        [f"not installed: {', '.join(lacking)}"] * bool(lacking)
+        + [f"{name}: {error}" for name, error in broken.items() if name not in lacking]
+    )
     if set(broken) == {"torchvision"}:
         return Row(
             "packages", FAIL, found, "torchvision is made for one torch exactly",
             f"{facts.pip} install --upgrade --force-reinstall torch torchvision",
         )  # fmt: skip
+    packages = " ".join(sorted({PACKAGES.get(name, name) for name in broken}))
     return Row(
-        "packages", FAIL, found, "the loader and the reports import them",
-        f"{facts.pip} install --editable .",
-    )  # fmt: skip
+        "packages",
+        FAIL,
+        found,
+        "the loader and the reports import them",
+        f"{facts.pip} install --force-reinstall {packages}",
+    )
 
 
 def torch_rows(facts: Facts) -> Iterator[Row]:
     """torch itself, then whether its CUDA fits the driver."""
     outcome = facts.outcome("torch")
-    if outcome.unchecked:
-        yield Row("torch", ABSENT, outcome.unchecked)
-        return
     install = f"{facts.pip} install --upgrade torch torchvision"
     version = outcome.get("version")
     cuda = outcome.get("cuda")
     if not version or "cpu" not in outcome.said:
-        yield Row("torch", FAIL, outcome.problem, "nothing runs without it", install)
+        yield Row("torch", FAIL, outcome.trouble, "nothing runs without it", install)
         return
     found = f"{version}, {'CUDA ' + cuda if cuda else 'without CUDA'}"
     if version_tuple(version) < LEAST_TORCH:
@@ -153,9 +163,6 @@ def tf32_row(facts: Facts) -> Row:
 def dali_rows(facts: Facts) -> Iterator[Row]:
     """One of its twins, running, fit for the driver."""
     outcome = facts.outcome("DALI")
-    if outcome.unchecked:
-        yield Row("DALI", ABSENT, outcome.unchecked)
-        return
     twins = {n: v for n, v in outcome.get("packages", {}).items() if "-dali-cuda" in n}
     version = outcome.get("version")
     found = ", ".join(f"{name} {number}" for name, number in twins.items()) or version or ""
@@ -164,9 +171,9 @@ def dali_rows(facts: Facts) -> Iterator[Row]:
         remove = f"{facts.pip} uninstall -y {' '.join(twins)}"
         why = "both hold the same module, and each overwrites files of the other"
         yield Row("DALI", FAIL, found, why, f"{remove} && {install}")
-    elif outcome.problem or not version:
+    elif outcome.trouble or not version:
         why = "all clips are read by it"
-        yield Row("DALI", FAIL, f"{found}: {outcome.problem}".strip(": "), why,
+        yield Row("DALI", FAIL, f"{found}: {outcome.trouble}".strip(": "), why,
                   f"{install} --force-reinstall")  # fmt: skip
     elif version_tuple(version) < LEAST_DALI:
         yield Row("DALI", FAIL, found, "2.0 is the oldest that is supported", install)

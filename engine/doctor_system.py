@@ -15,6 +15,8 @@ LEAST_DISK = {"run directory": 2**30, "caches": 2**27, "temporary files": 2**30}
 """Bytes below which a disk is nearly full."""
 CHECKPOINTS = 6
 """Three kept, best, last, and one being written."""
+TIGHT = 0.9
+"""Share of a memory that an estimate may fill: workspaces and the loader come on top."""
 TRAIN = "python engine/train.py --config CONFIG"
 
 
@@ -41,7 +43,7 @@ def memory_row(facts: Facts) -> Row:
     sizes = [size for size in (host.memory, host.memory_limit) if size]
     if not sizes:
         return Row("memory", ABSENT, "not checked: the system does not tell")
-    limit, ranks = min(sizes), config.get("ranks", 1)
+    limit, ranks = min(sizes), facts.local_ranks
     found = gib(limit)
     if host.memory_limit and host.memory_limit == limit:
         found += " by the control group"
@@ -55,9 +57,7 @@ def memory_row(facts: Facts) -> Row:
         found += f"; {gib(need)} needed by {ranks} ranks"
     if need > limit:
         cached = f"{train_command(facts)} data.cache=none"
-        mend = cached if config.get("cache") == "host" else (
-            f"{train_command(facts)} train.global_batch={2 * ranks}"
-        )  # fmt: skip
+        mend = cached if config.get("cache") == "host" else smaller_step(facts, limit / ranks)
         return Row("memory", FAIL, found, "the system ends a process that takes more", mend)
     if limit < LEAST_MEMORY:
         return Row("memory", WARN, found, "torch, DALI and a loader take some 3 GiB", mend)
@@ -146,3 +146,9 @@ def _disk_row(facts: Facts, name: str, disk: Disk) -> Row:
 def train_command(facts: Facts) -> str:
     """How training is started, with the config where it is known."""
     return TRAIN.replace("CONFIG", facts.config_path) if facts.config_path else TRAIN
+
+
+def smaller_step(facts: Facts, room: float) -> str:
+    """Training with as many clips at a time as fit into so many bytes."""
+    clips, need = facts.config.get("clips"), facts.config.get("memory_bytes")
+    return f"{train_command(facts)} train.micro_batch={max(int(clips * TIGHT * room / need), 1)}"

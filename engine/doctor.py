@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -91,7 +92,7 @@ def examine(options: argparse.Namespace, progress: Progress) -> Facts:
     """All facts: first the driver's, before anything here uses a GPU, then the rest."""
     facts = Facts(
         find_place(), read_host(), wanted=options.device, pip=pip_command(),
-        config_path=options.config or "",
+        config_path=shlex.join([options.config, *options.overrides]) if options.config else "",
     )  # fmt: skip
     jobs = min(max(facts.host.allowed, 2), MOST_JOBS)
     first = run_probes([Probe("driver"), Probe("nvidia-smi")], options.timeout, jobs, progress)

@@ -134,8 +134,8 @@ class _Child:
             return f"no answer within {self.timeout_s:g} s{doing}"
         if error := said.get("error"):
             return f"{error}{doing}"
-        last = next(iter(self.output.decode(errors="replace").split("\n")[-2::-1]), "").strip()
-        last = f": {last[:200]}" if last else ""
+        lines = self.output.decode(errors="replace").strip().splitlines()
+        last = f": {lines[-1][:200]}" if lines else ""
         if status < 0:
             return f"ended by {_signal(-status)}{doing}{last}"
         if status or not said.get("done"):

@@ -30,7 +30,7 @@ class Facts:
     """How packages are installed here."""
 
     config_path: str = ""
-    """Empty: no run is looked at."""
+    """With its overrides, as they are typed. Empty: no run is looked at."""
 
     def outcome(self, name: str) -> Outcome:
         """Of a probe; one that was not started says so."""

@@ -47,7 +47,7 @@ def driver_row(facts: Facts) -> Row:
     if host.gpu_nodes or host.pci_gpus:
         return _unusable(facts)
     if facts.wanted == "cuda":
-        why = "train.device is cuda"
+        why = "training is meant for one, by train.device or --device"
         mend = "python engine/train.py --config CONFIG train.device=cpu"
         return Row("driver", FAIL, "no NVIDIA GPU", why, mend)
     return Row("driver", ABSENT, "no NVIDIA GPU")

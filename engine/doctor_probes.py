@@ -37,16 +37,15 @@ Say = Callable[..., None]
 def probe_driver(say: Say) -> None:
     """The driver as a program sees it: libcuda's own answers, and the library that NVDEC needs."""
     say(doing="loading the libraries of the driver")
-    for name in ("libcuda.so.1", "libnvcuvid.so.1"):
+    libraries: dict[str, Any] = {}
+    for name in ("libcuda", "libnvcuvid"):
         try:
-            library = ctypes.CDLL(name)
+            libraries[name] = ctypes.CDLL(f"{name}.so.1")
+            say(**{name: ""})
         except OSError as error:
-            say(**{name.partition(".")[0]: str(error)})
-            continue
-        say(**{name.partition(".")[0]: ""})
-        if name == "libcuda.so.1":
-            cuda = library
-    if "cuda" not in locals():
+            say(**{name: str(error)})
+    cuda = libraries.get("libcuda")
+    if cuda is None:
         return
     say(doing="asking libcuda for GPUs")
     number = ctypes.c_int()

@@ -41,7 +41,7 @@ def python_row(version: tuple[int, int, int]) -> Row:
 def packages_row(facts: Facts) -> Row:
     """What setup.cfg asks for, less torch and DALI."""
     outcome = facts.outcome("packages")
-    broken = dict(outcome.get("broken", {}))
+    broken: dict[str, str] = dict(outcome.get("broken", {}))
     if outcome.unchecked:
         return Row("packages", ABSENT, outcome.unchecked)
     if outcome.problem:
@@ -83,6 +83,9 @@ def torch_rows(facts: Facts) -> Iterator[Row]:
     elif not outcome.get("cpu"):
         why = "a convolution on the CPU gave a wrong result: the installation is damaged"
         yield Row("torch", FAIL, found, why, f"{install} --force-reinstall")
+    elif outcome.problem and not facts.num_gpus:  # with one, another row has it
+        why = "training asks torch the same"
+        yield Row("torch", FAIL, outcome.problem, why, f"{install} --force-reinstall")
     elif not cuda and (facts.num_gpus or facts.wanted == "cuda"):
         why = "this build cannot use the GPU"
         yield Row("torch", facts.worst_of_gpu, found, why, f"{install} --force-reinstall")

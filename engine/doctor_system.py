@@ -17,7 +17,6 @@ CHECKPOINTS = 6
 """Three kept, best, last, and one being written."""
 TIGHT = 0.9
 """Share of a memory that an estimate may fill: workspaces and the loader come on top."""
-TRAIN = "python engine/train.py --config CONFIG"
 
 
 def processors_row(facts: Facts) -> Row:
@@ -145,7 +144,9 @@ def _disk_row(facts: Facts, name: str, disk: Disk) -> Row:
 
 def train_command(facts: Facts) -> str:
     """How training is started, with the config where it is known."""
-    return TRAIN.replace("CONFIG", facts.config_path) if facts.config_path else TRAIN
+    ranks = facts.local_ranks
+    start = f"torchrun --nproc_per_node={ranks}" if ranks > 1 else "python"
+    return f"{start} engine/train.py --config {facts.config_path or 'CONFIG'}"
 
 
 def smaller_step(facts: Facts, room: float) -> str:

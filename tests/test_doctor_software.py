@@ -61,6 +61,7 @@ def test_a_torchvision_of_another_torch_is_mended_together_with_it():
     [
         ({}, OK),
         (CRASH, FAIL),
+        (Outcome({"version": "2.15.0", "cuda": "13.2", "cpu": True}, "ended by SIGSEGV"), FAIL),
         (Outcome({}, unchecked="not checked: No module named 'torch'"), FAIL),
         ({"version": "2.5.1"}, FAIL),
         ({"cpu": False}, FAIL),

@@ -37,7 +37,9 @@ def test_memory_of_a_step_on_the_cpu():
     row = memory_row(machine(config={"ranks": 8, "memory_bytes": 12 * GIB, "clips": 6}))
     assert row.state == FAIL and "96.0 GiB needed by 8 ranks" in row.found
     # 64 GiB over 8 ranks, a tenth of it spare: 6 clips x 7.2 of 12 GiB.
-    assert row.mend == "python engine/train.py --config c.yaml train.micro_batch=3"
+    assert row.mend == (
+        "torchrun --nproc_per_node=8 engine/train.py --config c.yaml train.micro_batch=3"
+    )
 
 
 def test_memory_of_the_frames_that_are_kept():

@@ -17,6 +17,7 @@ POLL_S = 0.02
 KILL_WAIT_S = 2.0
 """A process that waits inside of a driver cannot be killed: nobody waits for it any longer."""
 
+NO_ANSWER = "no answer"
 MOST_OUTPUT = 16384
 """Bytes kept of what a probe prints."""
 
@@ -49,6 +50,11 @@ class Outcome:
     def get(self, key: str, default: Any = None) -> Any:
         """What was said under `key`."""
         return self.said.get(key, default)
+
+    def mend(self, command: str) -> str:
+        """The command, unless the probe was only given too little time."""
+        slow = self.problem.startswith(NO_ANSWER)
+        return "python -m engine.doctor --timeout 600" if slow else command
 
     @property
     def trouble(self) -> str:
@@ -131,7 +137,7 @@ class _Child:
     def _problem(self, status: int | None, said: Mapping[str, Any]) -> str:
         doing = f" while {said['doing']}" if said.get("doing") else ""
         if status is None:
-            return f"no answer within {self.timeout_s:g} s{doing}"
+            return f"{NO_ANSWER} within {self.timeout_s:g} s{doing}"
         if error := said.get("error"):
             return f"{error}{doing}"
         lines = self.output.decode(errors="replace").strip().splitlines()

@@ -72,9 +72,11 @@ class Facts:
 
     @property
     def driver_major(self) -> int | None:
-        """Its first number."""
+        """Its first number; where only the CUDA that it runs is known, the least that does."""
         major = self.driver.partition(".")[0]
-        return int(major) if major.isdigit() else None
+        if major.isdigit():
+            return int(major)
+        return DRIVER_OF_CUDA.get(self.outcome("driver").get("cuda_version", 0) // 1000)
 
     def kinds(self) -> dict[str, bool]:
         """Of the config's first clips: codec or encoding, and whether it is a video's."""

@@ -60,12 +60,9 @@ def packages_row(facts: Facts) -> Row:
         )  # fmt: skip
     packages = " ".join(sorted({PACKAGES.get(name, name) for name in broken}))
     return Row(
-        "packages",
-        FAIL,
-        found,
-        "the loader and the reports import them",
-        f"{facts.pip} install --force-reinstall {packages}",
-    )
+        "packages", FAIL, found, "the loader and the reports import them",
+        outcome.mend(f"{facts.pip} install --force-reinstall {packages}"),
+    )  # fmt: skip
 
 
 def torch_rows(facts: Facts) -> Iterator[Row]:
@@ -75,7 +72,8 @@ def torch_rows(facts: Facts) -> Iterator[Row]:
     version = outcome.get("version")
     cuda = outcome.get("cuda")
     if not version or "cpu" not in outcome.said:
-        yield Row("torch", FAIL, outcome.trouble, "nothing runs without it", install)
+        mend = outcome.mend(install)
+        yield Row("torch", FAIL, outcome.trouble, "nothing runs without it", mend)
         return
     found = f"{version}, {'CUDA ' + cuda if cuda else 'without CUDA'}"
     if version_tuple(version) < LEAST_TORCH:
@@ -84,8 +82,8 @@ def torch_rows(facts: Facts) -> Iterator[Row]:
         why = "a convolution on the CPU gave a wrong result: the installation is damaged"
         yield Row("torch", FAIL, found, why, f"{install} --force-reinstall")
     elif outcome.problem and not facts.num_gpus:  # with one, another row has it
-        why = "training asks torch the same"
-        yield Row("torch", FAIL, outcome.problem, why, f"{install} --force-reinstall")
+        why, mend = "training asks torch the same", outcome.mend(f"{install} --force-reinstall")
+        yield Row("torch", FAIL, outcome.problem, why, mend)
     elif not cuda and (facts.num_gpus or facts.wanted == "cuda"):
         why = "this build cannot use the GPU"
         yield Row("torch", facts.worst_of_gpu, found, why, f"{install} --force-reinstall")
@@ -176,8 +174,10 @@ def dali_rows(facts: Facts) -> Iterator[Row]:
         yield Row("DALI", FAIL, found, why, f"{remove} && {install}")
     elif outcome.trouble or not version:
         why = "all clips are read by it"
-        yield Row("DALI", FAIL, f"{found}: {outcome.trouble}".strip(": "), why,
-                  f"{install} --force-reinstall")  # fmt: skip
+        mend = outcome.mend(f"{install} --force-reinstall")
+        if facts.outcome("driver").problem:
+            why, mend = f"{why}, and it asks the driver, which does the same alone", "sudo reboot"
+        yield Row("DALI", FAIL, f"{found}: {outcome.trouble}".strip(": "), why, mend)
     elif version_tuple(version) < LEAST_DALI:
         yield Row("DALI", FAIL, found, "2.0 is the oldest that is supported", install)
     elif outcome.get("cpu"):

@@ -53,7 +53,7 @@ def memory_row(facts: Facts) -> Row:
         need += ranks * config.get("cache_gb", 0.0) * 1e9
     mend = facts.place.mend("memory")
     if need:
-        found += f"; {gib(need)} needed by {ranks} ranks"
+        found += f"; {gib(need)} needed by {ranks} {'ranks' if ranks > 1 else 'rank'}"
     if need > limit:
         cached = f"{train_command(facts)} data.cache=none"
         mend = cached if config.get("cache") == "host" else smaller_step(facts, limit / ranks)

@@ -153,6 +153,27 @@ def test_dali():
         assert row.state == FAIL and row.mend.startswith("pip install --upgrade nvidia-dali")
 
 
+def test_a_driver_of_unknown_version_is_judged_by_its_cuda():
+    nameless = {"gpus": [{"index": "0"}]}
+    for cuda, state in ((13000, OK), (12040, FAIL)):
+        facts = machine(gpus=1, nvidia_smi=nameless, driver={"cuda_version": cuda})
+        assert named(torch_rows(facts), "torch and driver").state == state
+
+
+def test_what_was_only_slow_is_given_more_time():
+    slow = Outcome({"doing": "importing cv2"}, "no answer within 120 s while importing cv2")
+    again = "python -m engine.doctor --timeout 600"
+    assert packages_row(machine(packages=slow)).mend == again
+    assert named(torch_rows(machine(torch=slow)), "torch").mend == again
+    assert named(dali_rows(machine(dali=slow)), "DALI").mend == again
+
+
+def test_a_driver_that_crashes_is_not_mended_by_another_dali():
+    crash = Outcome({}, "ended by SIGSEGV while asking libcuda for GPUs")
+    row = named(dali_rows(machine(driver=crash, dali=crash)), "DALI")
+    assert (row.state, row.mend) == (FAIL, "sudo reboot")
+
+
 @pytest.mark.parametrize(
     ("package", "driver", "state", "mend"),
     [

@@ -23,7 +23,7 @@ from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
-    "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir"},
+    "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir", "timeout_s"},
 }
 """Keys that may differ when a run is resumed: they change no result."""
 

@@ -65,6 +65,7 @@ class StopRequest:
         self._heard = self._heard or now
         if not self._deferred or again:
             name = signal.Signals(number).name
+            sys.stdout.flush()
             print(f"stopped by {name}, nothing saved", file=sys.stderr, flush=True)
             self._end(exit_status(number))
 

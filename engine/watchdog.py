@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from torch.distributed import Store
 
@@ -70,7 +70,7 @@ class Report:
     """The signal it got."""
 
 
-UNHEARD = Report(0, (0, WAIT, 0), "has told nothing yet", "host unknown", 0, 0)
+UNHEARD = Report(0, (-1, WAIT, 0), "has told nothing yet", "host unknown", 0, 0)
 """Of a rank that is there, but stopped before its first report."""
 
 
@@ -93,13 +93,17 @@ class Vigil:
         """Take note of what was read `seconds` after the time before."""
         before, self._before = self._before, reports
         moved = any(
-            rank not in before or report.paused or report.position != before[rank].position
+            report.paused or rank not in before or before[rank].paused
+            or report.position != before[rank].position
             for rank, report in reports.items()
-        )
+        )  # fmt: skip
         self.still = 0.0 if moved else self.still + seconds
-        for rank, report in reports.items():
-            beats = rank not in before or report.beat != before[rank].beat
-            self.silent[rank] = 0.0 if beats else self.silent[rank] + seconds
+        self.silent = {
+            rank: 0.0
+            if rank not in before or report.beat != before[rank].beat
+            else self.silent[rank] + seconds
+            for rank, report in reports.items()
+        }
 
     def gone(self, timeout: float) -> list[int]:
         """Ranks that have been silent for longer: stopped, dead, or cut off."""
@@ -119,7 +123,7 @@ class Watchdog:
 
     def __init__(
         self, rank: int = 0, world_size: int = 1, store: Store | None = None,
-        stop: StopRequest | None = None,
+        stop: StopRequest | None = None, end: Callable[[int], None] = os._exit,
     ):  # fmt: skip
         self.rank = rank
         self.world_size = world_size
@@ -131,7 +135,9 @@ class Watchdog:
 
         self._store = store
         self._stop = stop or StopRequest()
-        self._position = (0, WAIT, 0)
+        self._end_process = end
+        self._launcher = os.getppid()
+        self._position = (-1, WAIT, 0)
         self._paused = "preparing the run"
         self._ended = threading.Event()
         self._main = threading.main_thread().ident
@@ -193,18 +199,26 @@ class Watchdog:
     def _watch(self) -> None:
         vigil = Vigil()
         for beat in itertools.count():
-            reports = self._exchange(self.report(beat))
-            vigil.see(reports, self._interval if beat else 0.0)
-            for report in reports.values():
-                self._stop.learn(report.stop)
-            limit = self.timeout or float("inf")
-            silence = min(limit, STOP_TIMEOUT_S) if self._stop.asked else limit
-            if gone := vigil.gone(silence):
-                self._end(reports, gone, f"silent for {silence:.0f} s")
-            if behind := vigil.behind(limit):
-                self._end(reports, behind, f"without progress for {limit:.0f} s")
+            self._look(vigil, beat)
             if self._ended.wait(self._interval):
                 return
+
+    def _look(self, vigil: Vigil, beat: int) -> None:
+        """Tell, read, judge."""
+        if self._store is not None and os.getppid() != self._launcher:
+            self._store = None  # most likely it was the launcher's
+            print(f"rank {self.rank}: torchrun has ended: the run stops", file=sys.stderr)
+            self._stop.hear(signal.SIGTERM)
+        reports = self._exchange(self.report(beat))
+        vigil.see(reports, self._interval if beat else 0.0)
+        for report in reports.values():
+            self._stop.learn(report.stop)
+        limit = self.timeout or float("inf")
+        silence = min(limit, STOP_TIMEOUT_S) if self._stop.asked else limit
+        if gone := vigil.gone(silence):
+            self._end(reports, gone, f"silent for {silence:.0f} s")
+        elif behind := vigil.behind(limit):
+            self._end(reports, behind, f"without progress for {limit:.0f} s")
 
     def _exchange(self, own: Report) -> dict[int, Report]:
         """Tell it to the others -> what all ranks have told; only `own` where the store is gone."""
@@ -221,7 +235,7 @@ class Watchdog:
             return {self.rank: own}
         return {rank: _parse(text) if text else UNHEARD for rank, text in enumerate(told)}
 
-    def _end(self, reports: dict[int, Report], ranks: list[int], what: str) -> NoReturn:
+    def _end(self, reports: dict[int, Report], ranks: list[int], what: str) -> None:
         """Say who is to blame, and end this process; the others do the same."""
         limit = "" if self._stop.asked else " (train.timeout_s)"
         lines = [
@@ -234,7 +248,7 @@ class Watchdog:
         self.say_once("\n".join(lines))
         for rank in ranks:
             _kill_sibling(reports[rank])
-        os._exit(exit_status(self._stop.asked) if self._stop.asked else 1)
+        self._end_process(exit_status(self._stop.asked) if self._stop.asked else 1)
 
     def doing(self, rank: int, report: Report) -> str:
         """What a rank last told, for people."""
@@ -245,10 +259,13 @@ class Watchdog:
             EVALUATION: f"evaluates batch {batch + 1} after step {step + 1}",
             EVALUATED: f"has evaluated after step {step + 1}",
         }[doing]
-        clips = [] if report.paused else self.clips_of(rank, report.position)
+        clips = self.clips_of(rank, report.position)
         more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
         names = f", clips {', '.join(clips[:SHOWN])}{more}" if clips else ""
-        return f"{report.paused or text}{names}{report.place and f', at {report.place}'}"
+        if report.paused and step < 0:  # it has not come to a step yet
+            text = names = ""
+        pause = f"{report.paused}{text and ', before that: '}" if report.paused else ""
+        return f"{pause}{text}{names}{report.place and f', at {report.place}'}"
 
 
 def _parse(text: bytes) -> Report:

@@ -217,8 +217,10 @@ class Watchdog:
         silence = min(limit, STOP_TIMEOUT_S) if self._stop.asked else limit
         if gone := vigil.gone(silence):
             self._end(reports, gone, f"silent for {silence:.0f} s")
-        elif behind := vigil.behind(limit):
-            self._end(reports, behind, f"without progress for {limit:.0f} s")
+        elif behind := vigil.behind(limit):  # progress ends before the process falls silent
+            self._end(
+                reports, vigil.gone(limit / 2) or behind, f"without progress for {limit:.0f} s"
+            )
 
     def _exchange(self, own: Report) -> dict[int, Report]:
         """Tell it to the others -> what all ranks have told; only `own` where the store is gone."""
@@ -259,13 +261,14 @@ class Watchdog:
             EVALUATION: f"evaluates batch {batch + 1} after step {step + 1}",
             EVALUATED: f"has evaluated after step {step + 1}",
         }[doing]
+        where = f", at {report.place}" if report.place else ""
+        if report.paused and step < 0:  # it has not come to a step yet
+            return f"{report.paused}{where}"
         clips = self.clips_of(rank, report.position)
         more = f" and {len(clips) - SHOWN} more" if len(clips) > SHOWN else ""
         names = f", clips {', '.join(clips[:SHOWN])}{more}" if clips else ""
-        if report.paused and step < 0:  # it has not come to a step yet
-            text = names = ""
-        pause = f"{report.paused}{text and ', before that: '}" if report.paused else ""
-        return f"{pause}{text}{names}{report.place and f', at {report.place}'}"
+        pause = f"{report.paused}, before that: " if report.paused else ""
+        return f"{pause}{text}{names}{where}"
 
 
 def _parse(text: bytes) -> Report:

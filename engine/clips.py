@@ -10,6 +10,7 @@ import torch
 from engine.config import Config
 from engine.distributed import Ranks, RunError
 from engine.loop import Precision
+from engine.watchdog import EVALUATION, STEP, WAIT
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import depth_boxes
@@ -17,7 +18,7 @@ from pipelines.frame_cache import GIGABYTE, FrameCache
 from pipelines.index import scan
 from pipelines.loader import Loader
 from pipelines.plan import eval_plan, train_plan
-from pipelines.sampling import steps_before_epoch
+from pipelines.sampling import steps_before_epoch, stream_clips
 from pipelines.source import ClipSource
 from pipelines.source_choice import choose_source
 
@@ -55,6 +56,20 @@ class Clips:
         size = self.config.train.eval_batch
         plan = eval_plan(self.evaluation, size, self.ranks.rank, self.ranks.world_size)
         return self._loader(size).batches(plan)
+
+    def names_at(self, rank: int, position: tuple[int, int, int]) -> list[str]:
+        """Names of the clips that `rank` has at a position of engine/watchdog.py."""
+        step, doing, batch = position
+        train, ranks = self.config.train, self.ranks.world_size
+        if doing in (WAIT, STEP):
+            first = step * train.global_batch
+            clips = stream_clips(train.seed, len(self.train), first, first + train.global_batch)
+            return [self.train.index.clips[clip].name for _, clip in clips[rank::ranks]]
+        if doing != EVALUATION:
+            return []
+        places = range(rank, len(self.evaluation), ranks)
+        shown = places[batch * train.eval_batch : (batch + 1) * train.eval_batch]
+        return [self.evaluation.index.clips[clip].name for clip in shown]
 
     def quarantined(self) -> tuple[str, ...]:
         """Clips left out of either list for damage: `list:line: name: what is wrong`."""

@@ -89,6 +89,10 @@ class TrainConfig:
     log_every: int = 10
     """Steps between log lines: the loop waits for the device once per line."""
 
+    timeout_s: float = 600.0
+    """Seconds after which a run without progress ends with the name of the rank that hangs
+    (engine/watchdog.py); 0: never."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong with it) of every impossible value."""
         for key in ("epochs", "global_batch", "eval_batch", "temperature_epochs", "log_every"):
@@ -96,6 +100,8 @@ class TrainConfig:
                 yield key, f"is {getattr(self, key)}; it must be at least 1"
         if self.save_every < 0:
             yield "save_every", "is negative; 0 saves at each epoch's end only"
+        if self.timeout_s < 0:
+            yield "timeout_s", "is negative; 0 turns it off"
         if self.seed < 0:
             yield "seed", "is negative; it must be 0 or more"
         if min(self.temperature) <= 0:

@@ -4,10 +4,11 @@ import dataclasses
 import datetime
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -17,15 +18,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.batch_norm import GlobalBatchNorm
 from engine.host_memory import keep_freed_memory
+from engine.roll_call import open_store, roll_call
+from engine.signals import Stopped, StopRequest
+from engine.watchdog import START_TIMEOUT_S, Watchdog
 
 T = TypeVar("T")
 
-GROUP_TIMEOUT = datetime.timedelta(minutes=30)
-"""Longest wait for another rank. Rank 0 scans the data set while the others wait."""
+GROUP_TIMEOUT = datetime.timedelta(days=1)
+"""Longest wait for another rank. Rank 0 may count the frames of all videos while the others wait;
+a rank that hangs is missed sooner (engine/watchdog.py)."""
+
+LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Connection refused|remote process exited"
+)
+"""What gloo and NCCL say of a rank that has died."""
 
 
 class RunError(Exception):
     """A run cannot go on; its text says why and what to do, one line per problem."""
+
+
+class RankLost(Exception):
+    """Another rank has died: torchrun ends this one, or starts all of them again."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Ranks:
     local_rank: int
     world_size: int
     device: torch.device = torch.device("cpu")
+    watchdog: Watchdog = field(default_factory=Watchdog, compare=False)
 
     def on(self, device: str) -> "Ranks":
         """The same ranks on `cuda`, `cpu`, or (`auto`) GPUs where there are any.
@@ -100,33 +115,67 @@ class Ranks:
 
 
 @contextmanager
-def session() -> Iterator[Ranks]:
+def session(stop: StopRequest | None = None) -> Iterator[Ranks]:
     """Join the ranks torchrun has started, or be the only one; on GPUs where there are any."""
     rank, local_rank, world_size = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
-    if "RANK" in os.environ:
-        # gloo beside NCCL carries the plain Python values of `gather` and `from_main`.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
-    yield Ranks(rank, local_rank, world_size)
-    # Only after success: leaving the group waits for the others, who may be waiting for us.
+    watchdog = _join(rank, world_size, stop) if "RANK" in os.environ else Watchdog(stop=stop)
+    watchdog.start()
+    ranks = Ranks(rank, local_rank, world_size, watchdog=watchdog)
+    try:
+        yield ranks
+    except Stopped:
+        _leave(ranks)
+        raise
+    except RuntimeError as error:
+        if dist.is_initialized() and (lost := LOST.search(str(error))):
+            watchdog.say_once(f"error: rank {rank} has lost another rank ({lost[0]})")
+            raise RankLost from error
+        raise
+    # Not after a failure: leaving the group waits for the others, who may be waiting for us.
+    _leave(ranks)
+
+
+def _join(rank: int, world_size: int, stop: StopRequest | None) -> Watchdog:
+    """Make the process group of this launch -> the watchdog of this rank."""
+    start = datetime.timedelta(seconds=START_TIMEOUT_S)
+    launch = roll_call(open_store(rank, start), rank, world_size, start)
+    stores = [dist.PrefixStore(launch, open_store(rank, start)) for _ in range(2)]
+    # gloo beside NCCL carries the plain Python values of `gather` and `from_main`.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(
+        backend, store=stores[0], rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
+    )
+    # With a store of its own: a client waits for one answer at a time.
+    return Watchdog(rank, world_size, stores[1], stop)
+
+
+def _leave(ranks: Ranks) -> None:
+    """Together: where one rank ends before the others, torchrun would stop these."""
     if dist.is_initialized():
         dist.barrier()
+        ranks.watchdog.close()
         dist.destroy_process_group()
 
 
-def run_entry(action: Callable[[Ranks], None]) -> int:
+def run_entry(action: Callable[[Ranks], None], stop: StopRequest | None = None) -> int:
     """`action(ranks)` within a session, as an exit status: 0, or 1 after one line on stderr that
-    says what to mend. Defects keep their traceback."""
+    says what to mend, or that of the signal that stopped it. Defects keep their traceback."""
     rank = os.environ.get("RANK", "0")
     try:
-        with session() as ranks:
+        with session(stop) as ranks:
             action(ranks)
+    except Stopped as stopped:
+        if rank == "0":
+            print(stopped, file=sys.stderr, flush=True)
+        return stopped.status
     except RunError as error:  # known to all ranks: one of them says it
         if rank == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except RankLost:  # has been said
         return 1
     except (ValueError, OSError) as error:  # of this rank alone: torchrun stops the others
         print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)

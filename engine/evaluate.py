@@ -11,7 +11,7 @@ if not __package__:  # run as a file: find the project's packages from any worki
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ from engine.optim import temperature_at
 from engine.report import confusion
 from engine.scores import ScoreKeeper
 from models.registry import build_model
+from pipelines.batch import Batch
 
 
 @torch.no_grad()
@@ -39,19 +40,20 @@ def evaluate(
     precision: Precision,
     epoch: int,
     keeper: ScoreKeeper | None = None,
+    through: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> dict[str, Any]:
     """Scores of the whole evaluation list (engine/metrics.py, Scores.table), equal on all ranks.
 
     `model` is the network itself, outside of DistributedDataParallel: ranks may have different
     numbers of batches. The logits are divided by the temperature of `epoch`. `keeper` takes those
-    of every clip.
+    of every clip; batches come `through` what watches over them.
     """
     train = config.train
     temperature = temperature_at(epoch, *train.temperature, train.temperature_epochs)
     scores = Scores(head_names(model), config.data.num_classes, ranks.device)
     was_training = model.training
     model.eval()
-    for batch in clips.eval_batches():
+    for batch in through(clips.eval_batches()):
         logits = [head.float() for head in predict(model, batch, temperature, precision).heads()]
         loss = F.cross_entropy(logits[0], batch.label, reduction="sum")
         scores.add(logits, batch.label, loss)

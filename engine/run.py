@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,13 @@ from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
-    "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir"},
+    "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir", "timeout_s"},
 }
 """Keys that may differ when a run is resumed: they change no result."""
+
+
+HANDOVER_S = 60.0
+"""torchrun gives a process 30 s to end, and a machine may take its time to say so."""
 
 
 @dataclass
@@ -66,7 +71,7 @@ class RunDirectory:
         except OSError as error:
             raise self._cannot_be_written(error) from None
         try:
-            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._claim)
         except BlockingIOError:
             self._claim.seek(0)
             raise ValueError(
@@ -78,7 +83,7 @@ class RunDirectory:
                   f"trains in {self.path}", file=sys.stderr)  # fmt: skip
             return
         self._claim.truncate(0)
-        self._claim.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._claim.write(f"process {os.getpid()} on {platform.node()}{_launch()}\n")
         self._claim.flush()
 
     def prepare(self, config: Config) -> Config:
@@ -219,6 +224,27 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"cpu: {torch.get_num_threads()} threads"
+
+
+def _launch() -> str:
+    """Which of torchrun's jobs this process is of: the same after a restart."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f" of torchrun's job {run_id}" if run_id else ""
+
+
+def _lock(file: TextIO) -> None:
+    """Take the lock, or raise BlockingIOError; but wait for a process of the same job, which
+    torchrun has ended on one machine as it starts another elsewhere."""
+    deadline = time.monotonic() + HANDOVER_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            ours = _launch() and file.read().strip().endswith(_launch())
+            if not ours or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _is_before(line: dict[str, Any], progress: Progress) -> bool:

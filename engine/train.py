@@ -16,22 +16,26 @@ from engine.config import load
 from engine.distributed import Ranks, run_entry
 from engine.dry_run import dry_run
 from engine.metrics import as_text
+from engine.signals import StopRequest, stop_requests
 from engine.training import Training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 after one line that says what to mend."""
+    """Exit status: 0, or 1 after one line that says what to mend, or, where a signal stopped the
+    run (engine/signals.py), 75: the same command goes on, or 130: Ctrl-C."""
     options = command_line().parse_args(arguments)
-    return run_entry(lambda ranks: train(options, ranks))
+    with stop_requests() as stop:
+        return run_entry(lambda ranks: train(options, ranks, stop), stop)
 
 
-def train(options: argparse.Namespace, ranks: Ranks) -> None:
+def train(options: argparse.Namespace, ranks: Ranks, stop: StopRequest) -> None:
     """config -> clips, network, optimizer -> epochs -> result."""
     config = ranks.agree(lambda: load(options.config, options.overrides))
+    ranks.watchdog.timeout = config.train.timeout_s
     ranks = ranks.agree(lambda: ranks.on(config.train.device))
     if options.dry_run:
         return dry_run(config, ranks)
-    training = Training(config, ranks)
+    training = Training(config, ranks, stop)
     training.fit()
     if ranks.is_main:
         print(as_text(training.scores))

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from engine.metrics import Average, Stopwatch
 from engine.optim import LearningRate, build_optimizer, temperature_at
 from engine.rehearsal import check_precision, trial
 from engine.run import Progress, RunDirectory, device_name, result
+from engine.signals import StopAgreement, Stopped, StopRequest
 from models.registry import build_model
 from pipelines.batch import Batch
 
@@ -28,8 +29,9 @@ from pipelines.batch import Batch
 class Training:
     """Everything that changes while a run goes on; `fit` takes it from here to the last epoch."""
 
-    def __init__(self, config: Config, ranks: Ranks):
+    def __init__(self, config: Config, ranks: Ranks, stop: StopRequest | None = None):
         self.ranks = ranks
+        self.stop = StopAgreement(stop or StopRequest())
         self.precision = Precision.choose(config.train.precision, ranks.device)
         self.run = RunDirectory(config.train.run_dir)
         ranks.from_main(self.run.claim)
@@ -72,8 +74,11 @@ class Training:
         if self.ranks.is_main:
             print(self.clips.counts(), flush=True)
         epochs = self.config.train.epochs
+        watchdog = self.ranks.watchdog
+        watchdog.clips_of = self.clips.names_at
         batches = self.clips.train_batches(self.progress.step, self.clips.steps_before(epochs))
-        batches = self._rehearsed(batches)
+        batches = self._rehearsed(watchdog.steps(batches, self.progress.step))
+        self.stop.request.defer()
         for epoch in range(self.progress.epoch, epochs):
             self._train_epoch(epoch, batches)
             self._evaluate(epoch)
@@ -83,6 +88,7 @@ class Training:
     def _rehearsed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, once the first has shown that the step works on this machine."""
         first = next(batches, None)
+        self.ranks.watchdog.pause("trying the first step")
         if first is None:
             return batches
         loss, precision = self.config.loss, self.precision
@@ -118,6 +124,8 @@ class Training:
                 self._log(epoch, rate, temperature, bar)
             if train.save_every and progress.step % train.save_every == 0:
                 self._save()
+            if signal := self.stop.after_step():
+                self._stop(signal)
         bar.close()
 
     def _log(self, epoch: int, rate: float, temperature: float, bar: tqdm) -> None:
@@ -140,9 +148,25 @@ class Training:
         )  # fmt: skip
 
     def _evaluate(self, epoch: int) -> None:
-        self.scores = evaluate(
-            unwrap(self.model), self.clips, self.config, self.ranks, self.precision, epoch
-        )
+        def until_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
+            followed = self.ranks.watchdog.evaluation(batches, self.progress.step - 1)
+            return itertools.takewhile(lambda _: not self.stop.request.asked, followed)
+
+        scores = evaluate(
+            unwrap(self.model), self.clips, self.config, self.ranks, self.precision, epoch,
+            through=until_stopped,
+        )  # fmt: skip
+        if signal := self.stop.now():  # nothing of a part of the list is kept
+            self._stop(signal)
+        self.scores = scores
+        self.ranks.watchdog.pause("ending the epoch")
+
+    def _stop(self, signal: int) -> NoReturn:
+        """Save, and leave by way of the exception: on all ranks behind the same step."""
+        self._save()
+        if self.ranks.is_main:
+            self.run.close()
+        raise Stopped(signal, f"behind step {self.progress.step}, saved in {self.run.path}")
 
     def _end_epoch(self, epoch: int) -> None:
         """Book what the epoch reached: schedule, best, log, checkpoint, pictures."""
@@ -181,6 +205,7 @@ class Training:
         return summary
 
     def _save(self, is_best: bool = False) -> None:
+        self.ranks.watchdog.pause("saving")
         state = self._state()
         if self.ranks.is_main:
             self.run.save(state, is_best)

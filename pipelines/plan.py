@@ -18,9 +18,9 @@ def train_plan(
     """This rank's clips of the steps first_step .. last_step - 1 of the training stream.
 
     Step k holds the stream's positions k * global_batch .. (k + 1) * global_batch - 1 on any number
-    of ranks; every world_size-th of them is this rank's.
+    of ranks; every world_size-th of them is this rank's, so that shares differ by one at most.
     """
-    assert global_batch % world_size == 0, "each rank needs as many clips as the others"
+    assert global_batch >= world_size, "each rank needs a clip"
     for step in range(first_step, last_step):
         clips = stream_clips(seed, len(source), step * global_batch, (step + 1) * global_batch)
         yield [source.train_request(epoch, clip) for epoch, clip in clips[rank::world_size]]

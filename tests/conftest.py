@@ -61,12 +61,14 @@ def start(tiny_config: dict, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     path = tmp_path / "tiny.yaml"
 
     def start(
-        *overrides: str, ranks: int = 0, script: str = "engine/train.py", env: dict | None = None
-    ) -> subprocess.Popen:
+        *overrides: str, ranks: int = 0, script: str = "engine/train.py", env: dict | None = None,
+        restarts: int = 0,
+    ) -> subprocess.Popen:  # fmt: skip
         path.write_text(yaml.safe_dump(tiny_config))
         launcher = [sys.executable]
         if ranks:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            launcher += [f"--max-restarts={restarts}"]
         command = [*launcher, str(ROOT / script), "--config", str(path), *overrides]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,

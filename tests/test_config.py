@@ -91,6 +91,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("train.init_rgb=a.pt", "train: init_rgb is for decoupled_fusion; set init_from for "
          "decoupled"),
         ("train.global_batch=0", "train: global_batch is 0; it must be at least 1"),
+        ("train.timeout_s=-1", "train: timeout_s is negative; 0 turns it off"),
         ("optim.schedule=cosin", "optim: schedule is 'cosin'; it must be one of cosine, plateau, "
          "constant"),
         ("loss.label_smoothing=1.0", "loss: label_smoothing is 1.0; it must be in [0, 1)"),

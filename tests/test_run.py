@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import run
 from engine.run import RunDirectory
 
 
@@ -31,6 +32,29 @@ def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
     assert done.returncode == -9
     assert "process" in (tmp_path / "run" / "lock").read_text()
     RunDirectory(tmp_path / "run").claim()
+
+
+def test_a_process_that_torchrun_started_again_waits_for_the_end_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
+    first = [RunDirectory(tmp_path / "run")]
+    first[0].claim()
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            first.clear()  # its process ends
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    second = RunDirectory(tmp_path / "run")
+    second.claim()
+    assert len(pauses) == 3
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job8")
+    with pytest.raises(ValueError, match="of torchrun's job job7 already trains in it"):
+        RunDirectory(tmp_path / "run").claim()
+    assert len(pauses) == 3, "another job is refused at once"
 
 
 @pytest.mark.slow

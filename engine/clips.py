@@ -56,6 +56,10 @@ class Clips:
         plan = eval_plan(self.evaluation, size, self.ranks.rank, self.ranks.world_size)
         return self._loader(size).batches(plan)
 
+    def train_name(self, index: int) -> str:
+        """The name of a training clip, by its place in the list."""
+        return self.train.index.clips[index].name
+
     def quarantined(self) -> tuple[str, ...]:
         """Clips left out of either list for damage: `list:line: name: what is wrong`."""
         return self.train.index.quarantined + self.evaluation.index.quarantined

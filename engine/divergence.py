@@ -66,7 +66,7 @@ class LossWatch:
         skips = self.step.scaler.is_enabled()
         for place in range(len(self.taken)):
             loss, gradient = values[place], values[most + place]
-            if self.max_loss and loss > self.max_loss:
+            if self.max_loss and math.isfinite(loss) and loss > self.max_loss:
                 self._stop(place, f"its loss is {loss:.5g}, above train.max_loss = "
                            f"{self.max_loss:g}")  # fmt: skip
             if not (skips or math.isfinite(loss)):

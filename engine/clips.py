@@ -71,6 +71,10 @@ class Clips:
         shown = places[batch * train.eval_batch : (batch + 1) * train.eval_batch]
         return [self.evaluation.index.clips[clip].name for clip in shown]
 
+    def train_name(self, index: int) -> str:
+        """The name of a training clip, by its place in the list."""
+        return self.train.index.clips[index].name
+
     def quarantined(self) -> tuple[str, ...]:
         """Clips left out of either list for damage: `list:line: name: what is wrong`."""
         return self.train.index.quarantined + self.evaluation.index.quarantined

@@ -15,6 +15,7 @@ import yaml
 from engine import published_config
 from engine.losses import LossConfig
 from engine.optim import OptimConfig
+from engine.tracing import window
 from models.registry import MODELS, build_model
 from pipelines.config import DataConfig
 from pipelines.typed import convert, suggest, unknown_choice
@@ -93,6 +94,20 @@ class TrainConfig:
     """Seconds after which a run without progress ends with the name of the rank that hangs
     (engine/watchdog.py); 0: never."""
 
+    profile: str = ""
+    """`START:STOP`: a profiler's trace of the steps START to STOP - 1, numbered as in log lines."""
+
+    flop_use: bool = True
+    """Log the share of the device's rate of matrix products that training uses; measured at the
+    start, in a second."""
+
+    on_nan: str = "stop"
+    """Where a step's loss or gradients are not finite: `stop` the run with the names of its clips,
+    or `skip` its update, and count it; twenty in a row stop the run."""
+
+    max_loss: float = 0.0
+    """A step with a larger loss stops the run with the names of its clips; 0: none does."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong with it) of every impossible value."""
         for key in ("epochs", "global_batch", "eval_batch", "temperature_epochs", "log_every"):
@@ -102,6 +117,12 @@ class TrainConfig:
             yield "save_every", "is negative; 0 saves at each epoch's end only"
         if self.timeout_s < 0:
             yield "timeout_s", "is negative; 0 turns it off"
+        if self.max_loss < 0:
+            yield "max_loss", "is negative; 0 lets every loss pass"
+        try:
+            window(self.profile)
+        except ValueError as error:
+            yield "profile", str(error)
         if self.seed < 0:
             yield "seed", "is negative; it must be 0 or more"
         if min(self.temperature) <= 0:
@@ -110,6 +131,7 @@ class TrainConfig:
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("auto", "bf16", "fp16", "fp32", "fp64")),
             ("compile", ("auto", "on", "off")),
+            ("on_nan", ("stop", "skip")),
         ):
             if getattr(self, key) not in choices:
                 yield key, unknown_choice(getattr(self, key), choices)
@@ -183,12 +205,23 @@ def as_dict(config: Config) -> dict[str, Any]:
     return tree
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 10:20 as text. YAML 1.1 has it be a number of base 60, 620."""
+
+    def whole_number(self, node: yaml.ScalarNode) -> int | str:
+        """As YAML's, but for colons."""
+        return node.value if ":" in node.value else self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+
+
 def _read_yaml(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         others = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
         raise ValueError(f"{path}: no such config file{suggest(str(path), others)}")
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.load(Path(path).read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -203,7 +236,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not sign or len(keys) < 2 or not all(keys):
         raise ValueError(f"command line: {override!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ValueError(f"command line: the value of {override!r} is not valid YAML") from None
     for key in keys[:-1]:

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.losses import LossConfig, training_loss
+from engine.skipping import Statistics, StepScaler, begin_momentum, trouble
+from engine.timing import LastGradient, StepClock
 from models.output import ModelOutput
 from pipelines.batch import Batch
 
@@ -74,25 +77,59 @@ class TrainStep:
         loss: LossConfig,
         clip_norm: float,
         precision: Precision,
+        *,
+        skip: bool = False,
+        clock: StepClock | None = None,
     ):
+        """`skip`: no update from gradients that are not finite. The parts of each step are marked
+        on `clock`."""
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
         self.clip_norm = clip_norm
         self.precision = precision
-        self.scaler = torch.amp.GradScaler(precision.device_type, enabled=precision.needs_scaler)
+        self.device = next(model.parameters()).device
+        self.clock = clock or StepClock(self.device)
+        self.scaler = StepScaler(precision.device_type, moving=precision.needs_scaler, skip=skip)
+        self.statistics = Statistics(model)
+        self.trouble = torch.zeros((), device=self.device)
+        """NaN where the last step's gradients were not finite and yet in its update, else 0."""
+
+        self._last_gradient = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._last_gradient = LastGradient(model.parameters(), self.clock)
+        if self.scaler.is_enabled():
+            begin_momentum(optimizer)
 
     def __call__(self, batch: Batch, epoch: int, temperature: float) -> dict[str, Tensor]:
         """One update -> device scalars `loss`, its parts, and `top1`, means over the batch."""
-        self.optimizer.zero_grad(set_to_none=True)  # first: their memory is free for activations
-        output = predict(self.model, batch, temperature, self.precision)
-        loss, parts = training_loss(output, batch.label, self.loss, epoch)
-        self.scaler.scale(loss).backward()
-        if self.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with self.clock.part("forward"):
+            self.optimizer.zero_grad(set_to_none=True)  # first: their memory is for activations
+            if self.scaler.is_enabled():
+                self.statistics.keep()
+            output = predict(self.model, batch, temperature, self.precision)
+            loss, parts = training_loss(output, batch.label, self.loss, epoch)
+        with self.clock.part("backward"):
+            self.scaler.scale(loss).backward()
+        if self._last_gradient is not None:
+            self._last_gradient.learned()
+        with self.clock.part("optimizer"):
+            self._update()
         prediction = output.heads()[0].detach().argmax(1)
         top1 = (prediction == batch.label).double().mean()
         return {"loss": loss.detach(), **parts, "top1": top1}
+
+    def _update(self) -> None:
+        """Clip, update, and look whether the gradients were finite."""
+        self.scaler.unscale_(self.optimizer)
+        norm = None
+        if self.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if self.scaler.is_enabled():
+            self.statistics.put_back(self.scaler.was_bad(self.optimizer))
+        elif norm is not None:
+            self.trouble = norm * 0.0
+        else:
+            self.trouble = trouble([p.grad for p in self.model.parameters() if p.grad is not None])
+        self.scaler.step(self.optimizer)
+        self.scaler.finish(self.optimizer)

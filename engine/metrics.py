@@ -24,36 +24,54 @@ class Average:
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
+        self.names: tuple[str, ...] = ()
         # float64: the sum of an epoch's losses must not depend on how often it is read or saved.
-        self.sums: dict[str, Tensor] = {}
+        self.sums = torch.zeros(0, dtype=torch.float64, device=ranks.device)
 
     def add(self, clips: int, **means: Tensor) -> None:
-        """Add means over `clips` clips of this rank; the same names on every rank."""
+        """Add means over `clips` clips of this rank; the same names on every rank. Where one is not
+        finite these clips do not count: a single such step would be all there is to read."""
         device = self.ranks.device
-        for name, mean in {**means, CLIPS: torch.ones((), device=device)}.items():
-            mean = mean.detach().to(device, torch.float64)
-            self.sums[name] = self.sums.get(name, 0.0) + mean * clips
+        one = torch.ones((), device=device)
+        values = torch.stack([
+            mean.detach().to(device, torch.float64) for mean in (*means.values(), one)
+        ])  # fmt: skip
+        values = torch.where(values.isfinite().all(), values, 0.0) * clips
+        names = (*means, CLIPS)
+        assert self.names in ((), names), "the same means at every step"
+        self.sums = self.sums + values if self.names else values
+        self.names = names
 
     def read(self) -> dict[str, float]:
         """The means so far over all ranks."""
-        totals = self.totals()
+        return self.read_with(self.sums.new_zeros(0))[0]
+
+    def read_with(self, more: Tensor) -> tuple[dict[str, float], list[float]]:
+        """The same, and the values of `more` (N,), by one wait for the device."""
+        totals, values = self._totals_with(more)
         clips = totals.pop(CLIPS, 0.0)
-        return {name: total / clips for name, total in totals.items()}
+        return {name: total / clips for name, total in totals.items() if clips}, values
 
     def totals(self) -> dict[str, float]:
         """The sums over all ranks: what travels in a checkpoint."""
-        if not self.sums:
-            return {}
-        values = self.ranks.sum(torch.stack(list(self.sums.values())))
-        return dict(zip(self.sums, values.tolist(), strict=True))
+        return self._totals_with(self.sums.new_zeros(0))[0]
+
+    def _totals_with(self, more: Tensor) -> tuple[dict[str, float], list[float]]:
+        # `more` comes summed where it must be: what is summed here, and in which order, must not
+        # depend on how many numbers travel with it.
+        sums = self.ranks.sum(self.sums.clone()) if self.names else self.sums
+        values = torch.cat([sums, more.double()]).tolist()
+        count = len(self.names)
+        return dict(zip(self.names, values[:count], strict=True)), values[count:]
 
     def resume(self, totals: dict[str, float]) -> None:
         """Continue from `totals`, on any number of ranks: the first one takes them all."""
         share = 1.0 if self.ranks.is_main else 0.0
-        self.sums = {
-            name: torch.tensor(total * share, dtype=torch.float64, device=self.ranks.device)
-            for name, total in totals.items()
-        }
+        self.names = tuple(totals)
+        self.sums = torch.tensor(
+            [total * share for total in totals.values()],
+            dtype=torch.float64, device=self.ranks.device,
+        )  # fmt: skip
 
 
 class Scores:
@@ -117,23 +135,15 @@ class Stopwatch:
     def __init__(self) -> None:
         self.finished = 0.0
         self.waited = 0.0
+        """Added by whoever measures it: on a GPU the clock of Python does not."""
+
         self._since: float | None = None
 
     def watch(self, items: Iterator[T]) -> Iterator[T]:
         """The same items; the time from the first request to the end counts as running."""
         self._since = time.perf_counter()
-        yield from self._wait_for(items)
+        yield from items
         self.finished, self._since = self.seconds, None
-
-    def _wait_for(self, items: Iterator[T]) -> Iterator[T]:
-        end = object()
-        while True:
-            asked = time.perf_counter()
-            item = next(items, end)
-            self.waited += time.perf_counter() - asked
-            if item is end:
-                return
-            yield item  # type: ignore[misc]
 
     @property
     def seconds(self) -> float:

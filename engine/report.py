@@ -1,4 +1,5 @@
-"""Pictures of a run: curves, confusion matrix, contact sheet. Draws; computes nothing."""
+"""Pictures of a run: curves, time of its steps, confusion matrix, contact sheet. Draws; computes
+nothing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from engine.timing import PARTS
 from pipelines.batch import Batch
 
 SHEET_CLIPS = 6
 SHEET_FRAMES = 8
+MOST_POINTS = 1000
 
 
 def curves(train: list[dict[str, Any]], evaluation: list[dict[str, Any]], path: Path) -> None:
@@ -27,6 +30,26 @@ def curves(train: list[dict[str, Any]], evaluation: list[dict[str, Any]], path: 
     # The two are not one quantity: training sums smoothed terms over all heads.
     loss.set(ylabel="loss (training: all terms; evaluation: cross-entropy)", yscale="log")
     accuracy.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def time_split(lines: list[dict[str, Any]], path: Path) -> None:
+    """What a step's time went into, and clips per second, over the steps, as PNG; `lines` of an
+    older run without these figures are left out."""
+    lines = [line for line in lines if "step_s" in line]
+    lines = lines[:: max(len(lines) // MOST_POINTS, 1)]
+    steps = [line["step"] for line in lines]
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    split, speed = figure.subplots(1, 2)
+    parts = [part for part in PARTS if any(f"{part}_s" in line for line in lines)]
+    seconds = [[line.get(f"{part}_s", 0.0) for line in lines] for part in parts]
+    if steps:
+        split.stackplot(steps, seconds, labels=parts, step="pre")
+        split.legend(loc="upper left", fontsize=7, reverse=True)
+    split.set(xlabel="step", ylabel="seconds per step")
+    speed.plot(steps, [line["clips_per_s"] for line in lines], "C0", drawstyle="steps-pre")
+    speed.set(xlabel="step", ylabel="clips per second, all ranks", ylim=(0, None))
+    speed.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 

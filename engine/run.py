@@ -24,9 +24,13 @@ from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
-    "train": {"device", "compile", "eval_batch", "save_every", "log_every", "run_dir", "timeout_s"},
-}
-"""Keys that may differ when a run is resumed: they change no result."""
+    "train": {
+        "device", "compile", "eval_batch", "save_every", "log_every", "run_dir", "timeout_s",
+        "profile", "flop_use", "on_nan", "max_loss",
+    },
+}  # fmt: skip
+"""Keys that may differ when a run is resumed: they change no result, or only what becomes of steps
+that would have stopped it."""
 
 
 HANDOVER_S = 60.0

@@ -14,6 +14,7 @@ from engine.clips import check_batch, class_names, open_clips
 from engine.compilation import compile_training, is_wanted
 from engine.config import Config, as_dict, model_options, with_options
 from engine.distributed import Ranks, place, unwrap
+from engine.divergence import LossWatch, skipped
 from engine.evaluate import evaluate
 from engine.initial import initialise
 from engine.loop import Precision, TrainStep
@@ -22,6 +23,9 @@ from engine.optim import LearningRate, build_optimizer, temperature_at
 from engine.rehearsal import check_precision, trial
 from engine.run import Progress, RunDirectory, device_name, result
 from engine.signals import StopAgreement, Stopped, StopRequest
+from engine.speed import Speed, bar_text
+from engine.timing import StepClock
+from engine.tracing import Trace
 from models.registry import build_model
 from pipelines.batch import Batch
 
@@ -54,16 +58,23 @@ class Training:
         self.model = place(network, ranks, self.precision.weights)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.rate = LearningRate(self.optimizer, config.optim)
+        self.clock = StepClock(ranks.device)
         self.step = TrainStep(
-            self.model, self.optimizer, config.loss, config.optim.clip_norm, self.precision
+            self.model, self.optimizer, config.loss, config.optim.clip_norm, self.precision,
+            skip=config.train.on_nan == "skip", clock=self.clock,
+        )  # fmt: skip
+        self.losses = LossWatch(
+            self.step, ranks, config.train.log_every, config.train.max_loss, self.clips.train_name
         )
+        self.speed = Speed(ranks, config.train.global_batch)
+        self.trace = Trace(config.train.profile, self.run.path, ranks.device, enabled=ranks.is_main)
         self.progress = Progress()
         self.watch = Stopwatch()
         self.average = Average(ranks)
         """Means over the epoch in progress."""
 
-        self.logged = (0, 0.0)
-        """Step and seconds of the last log line: speed is measured between two of them."""
+        self.logged = 0
+        """Step of the last log line: speed is measured between two of them."""
 
         self.scores: dict[str, Any] = {}
         """The latest evaluation (engine/metrics.py, Scores.table)."""
@@ -100,6 +111,10 @@ class Training:
             )
             if problem and self.ranks.is_main:
                 print(f"train.compile: not compiled, {problem}", flush=True)
+        if self.config.train.flop_use:
+            said = self.speed.prepare(self.config, first, precision)
+            if self.ranks.is_main:
+                print(said, flush=True)
         return itertools.chain([first], batches)
 
     def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> None:
@@ -113,12 +128,16 @@ class Training:
             unit="step", leave=False, disable=None if self.ranks.is_main else True,
         )  # fmt: skip
         self.model.train()
-        for batch in self.watch.watch(itertools.islice(batches, last - progress.step)):
+        self.trace.before(progress.step + 1)
+        batches = self.clock.watch(itertools.islice(batches, last - progress.step))
+        for batch in self.watch.watch(batches):
             rate = self.rate.set(epoch, train.epochs, progress.step, total)
             # Dropout is a function of the step, so that no generator state has to be stored.
             torch.manual_seed(_step_seed(train.seed, progress.step, self.ranks.rank))
-            self.average.add(len(batch.label), **self.step(batch, epoch, temperature))
+            means = self.step(batch, epoch, temperature)
+            self.average.add(len(batch.label), **means)
             progress.step += 1
+            self.losses.add(progress.step, epoch, means["loss"], batch.index)
             bar.update()
             if progress.step % train.log_every == 0 or progress.step == last:
                 self._log(epoch, rate, temperature, bar)
@@ -126,26 +145,25 @@ class Training:
                 self._save()
             if signal := self.stop.after_step():
                 self._stop(signal)
+            self.trace.before(progress.step + 1)
         bar.close()
 
     def _log(self, epoch: int, rate: float, temperature: float, bar: tqdm) -> None:
         """One log line and the progress bar's figures: the only wait for the device."""
-        means = self.average.read()
-        steps, seconds = self.progress.step - self.logged[0], self.watch.seconds - self.logged[1]
-        speed = steps * self.config.train.global_batch / seconds
-        self.logged = self.progress.step, self.watch.seconds
+        means, seen = self.average.read_with(self.losses.values())
+        self.losses.judge(seen)
+        steps, self.logged = self.progress.step - self.logged, self.progress.step
+        figures = self.speed.figures(self.clock.read(), steps)
+        self.watch.waited += figures.get("data_s", 0.0) * steps
         if not self.ranks.is_main:
             return
-        cache = self.clips.cache
-        hits = {} if cache is None else {"cache_hits": cache.hit_rate}
-        bar.set_postfix(
-            loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1%}",
-            clips_per_s=f"{speed:.1f}", data_wait=f"{self.watch.wait_share:.0%}",
-        )  # fmt: skip
-        self.run.log(
-            "train", self.progress.step, epoch, **means, lr=rate, temperature=temperature,
-            clips_per_s=speed, data_wait=self.watch.wait_share, **hits,
-        )  # fmt: skip
+        line: dict[str, Any] = {**means, "lr": rate, "temperature": temperature, **figures}
+        if self.step.scaler.is_enabled():
+            line["skipped"] = skipped(seen)
+        if self.clips.cache is not None:
+            line["cache_hits"] = self.clips.cache.hit_rate
+        bar.set_postfix_str(bar_text(line, self.ranks))
+        self.run.log("train", self.progress.step, epoch, **line)
 
     def _evaluate(self, epoch: int) -> None:
         def until_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -194,6 +212,7 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         """Write the result; a finished run that is started again only prints it."""
+        self.trace.close()
         if not self.scores:
             self._evaluate(self.config.train.epochs - 1)
         clips = self.progress.step * self.config.train.global_batch
@@ -206,6 +225,7 @@ class Training:
 
     def _save(self, is_best: bool = False) -> None:
         self.ranks.watchdog.pause("saving")
+        self.losses.check()
         state = self._state()
         if self.ranks.is_main:
             self.run.save(state, is_best)
@@ -242,7 +262,7 @@ class Training:
             ):  # fmt: skip
                 part.load_state_dict(state[name])
             self.average.resume(state["average"])
-            self.logged = self.progress.step, self.watch.seconds
+            self.logged = self.progress.step
         if self.ranks.is_main:
             self.run.rewind(self.progress)
 
@@ -250,6 +270,7 @@ class Training:
         folder, names = self.run.path, class_names(self.config.data)
         train, evaluation = self.run.read_metrics("epoch"), self.run.read_metrics("eval")
         report.curves(train, evaluation, folder / "curves.png")
+        report.time_split(self.run.read_metrics("train"), folder / "time.png")
         report.confusion(self.scores["confusion"], names, folder / "confusion.png")
 
 

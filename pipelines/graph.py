@@ -24,6 +24,7 @@ from pipelines.folders import padded
 from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.media import Way
 from pipelines.source import ClipRequest, Stream
+from pipelines.spans import span
 from pipelines.verify import suspects
 from pipelines.video_graph import decode_video
 
@@ -230,12 +231,14 @@ def run(
         requests = next(batches)
         raise_fault(requests, config, modality, way)
         in_flight.append(requests)
-        return arrays(requests, config, modality, way)
+        with span("loader: read"):
+            return arrays(requests, config, modality, way)
 
     pipeline = graph(feed, config=config, modality=modality, way=way)
     while True:
         try:
-            results: tuple[Any, ...] = pipeline.run(stream())
+            with span("loader: decode"):
+                results: tuple[Any, ...] = pipeline.run(stream())
         except StopIteration:
             return
         except Exception as error:

@@ -34,6 +34,7 @@ from pipelines.media import Way, way_of
 from pipelines.motion import motion_maps
 from pipelines.recycler import Recycler
 from pipelines.source import ClipRequest, Stream
+from pipelines.spans import span
 
 THREADS = "loader"
 """What the names of a loader's own threads begin with."""
@@ -124,10 +125,13 @@ class Loader:
                     ]
                     for parts in zip(*outputs, strict=True)
                 )
-                maps = [motion_maps(part, window) for part in pixels] if window else []
-                # Copied to memory of torch's, which knows who still reads it; DALI's does not.
-                clips = [clip.to(self.dtype, copy=True) for clip in clips]
-                yield self._batch(requests, clips, maps), own_stream.record_event()
+                with span("loader: motion"):
+                    maps = [motion_maps(part, window) for part in pixels] if window else []
+                with span("loader: copy"):
+                    # To memory of torch's, which knows who still reads it; DALI's does not.
+                    clips = [clip.to(self.dtype, copy=True) for clip in clips]
+                    batch = self._batch(requests, clips, maps)
+                yield batch, own_stream.record_event()
 
     def _cpu_batches(self, plan: Iterable[Requests]) -> Generator[Batch, None, None]:
         """DALI decodes; then each clip of a batch is one task of a thread pool. While the last
@@ -243,16 +247,20 @@ class Loader:
         maps = [memory.empty(shape, torch.float32) for _ in range(num_maps)]
 
         def make_clip(i: int) -> None:
-            frames = [
-                _clip_frames(part, i, stream)
-                for part, stream in zip(decoded, requests[i].streams, strict=True)
-            ]
-            self._view(requests[i], frames, [part[i].numpy() for part in pixels])
-            for seen, clip in zip(pixels, clips, strict=True):
-                normalise(seen[i].numpy(), out=clip[i].numpy())
-            for stream, part in enumerate(maps):
-                made = motion_maps(pixels[stream][i : i + 1], config.motion_window)
-                part[i].numpy()[...] = made[0, 0].numpy()
+            with span("loader: frames"):
+                frames = [
+                    _clip_frames(part, i, stream)
+                    for part, stream in zip(decoded, requests[i].streams, strict=True)
+                ]
+            with span("loader: view"):
+                self._view(requests[i], frames, [part[i].numpy() for part in pixels])
+            with span("loader: normalise"):
+                for seen, clip in zip(pixels, clips, strict=True):
+                    normalise(seen[i].numpy(), out=clip[i].numpy())
+            with span("loader: motion"):
+                for stream, part in enumerate(maps):
+                    made = motion_maps(pixels[stream][i : i + 1], config.motion_window)
+                    part[i].numpy()[...] = made[0, 0].numpy()
 
         tasks = pool.map(make_clip, range(len(requests)))
 

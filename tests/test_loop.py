@@ -1,14 +1,21 @@
 """engine/loop.py: precision by device, and a step that clips, updates and never waits."""
 
 import json
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.config import from_tree
+from engine.distributed import Ranks
+from engine.divergence import LossWatch
 from engine.loop import Precision, TrainStep, predict
 from engine.losses import LossConfig
 from engine.metrics import Average
 from engine.optim import OptimConfig, build_optimizer
+from engine.training import Training
 from models.registry import build_model
 from pipelines.batch import Batch
 
@@ -26,7 +33,9 @@ def tiny_batch(device: torch.device, num_clips: int = 4) -> Batch:
     return Batch(on[0], on[1], on[2], tuple(on[3:]), torch.arange(num_clips))
 
 
-def tiny_step(device: torch.device, precision: str, **optim: float) -> TrainStep:
+def tiny_step(
+    device: torch.device, precision: str, *, skip: bool = False, **optim: float
+) -> TrainStep:
     torch.manual_seed(0)
     model = build_model(
         "decoupled", num_classes=3, num_frames=8, branch_frames=(2, 4, 6), width=8, dim=64,
@@ -36,7 +45,7 @@ def tiny_step(device: torch.device, precision: str, **optim: float) -> TrainStep
     model = model.to(device, chosen.weights).to(memory_format=torch.channels_last_3d)
     config = OptimConfig(**{"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, **optim})
     optimizer = build_optimizer(model, config)
-    return TrainStep(model, optimizer, LossConfig(), config.clip_norm, chosen)
+    return TrainStep(model, optimizer, LossConfig(), config.clip_norm, chosen, skip=skip)
 
 
 def test_the_cpu_trains_in_fp32_unless_told_otherwise():
@@ -83,19 +92,96 @@ def test_bf16_on_the_cpu_follows_fp32():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_step_never_waits_for_the_device(precision):
-    from engine.distributed import Ranks
+def test_a_gpu_step_never_waits_for_the_device(precision, skip):
+    step, batch = tiny_step(CUDA, precision, skip=skip), tiny_batch(CUDA)
+    ranks = Ranks(0, 0, 1, CUDA)
+    average, losses = Average(ranks), LossWatch(step, ranks, 9, 0.0, str)
 
-    step, batch = tiny_step(CUDA, precision), tiny_batch(CUDA)
-    average = Average(Ranks(0, 0, 1, CUDA))
-    average.add(4, **step(batch, epoch=5, temperature=0.5))  # kernels are loaded, buffers made
+    def take_step(number: int) -> None:
+        means = step(batch, epoch=5, temperature=0.5)
+        average.add(4, **means)
+        losses.add(number, 0, means["loss"], batch.index)
+
+    take_step(1)  # kernels are loaded, buffers made
     torch.cuda.set_sync_debug_mode("error")
     try:
-        average.add(4, **step(batch, epoch=5, temperature=0.5))
+        for _ in step.clock.watch(iter(range(2, 5))):
+            take_step(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert average.read()["loss"] > 0
+    means, seen = average.read_with(losses.values())
+    losses.judge(seen)
+    assert means["loss"] > 0 and step.clock.read()["forward"] > 0
+
+
+WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__",
+         "__index__", "__array__")  # fmt: skip
+"""What brings numbers of a tensor to Python: on a GPU each of them waits for it."""
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts them, in this thread, by where they happen."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        super().__init__()
+        self.thread, self.inside = threading.get_ident(), 0
+        self.where: list[str] = []
+        for name in WAITS:
+            monkeypatch.setattr(torch.Tensor, name, self._counted(name))
+
+    def _counted(self, name: str) -> Callable:
+        original = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, *args: object, **options: object) -> object:
+            if threading.get_ident() != self.thread:
+                return original(tensor, *args, **options)
+            if not self.inside:
+                self.where.append(name)
+            self.inside += 1
+            try:
+                return original(tensor, *args, **options)
+            finally:
+                self.inside -= 1
+
+        return counted
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket._qualified_op_name in (
+            "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero",
+        ) and not self.inside:  # fmt: skip
+            self.where.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_training_waits_for_the_device_once_per_log_line_and_in_no_step(
+    tiny_config, monkeypatch, on_nan
+):
+    """On the CPU, by the calls that would wait on a GPU."""
+    tiny_config["train"] |= {
+        "on_nan": on_nan, "log_every": 3, "epochs": 1, "flop_use": False, "global_batch": 3,
+    }  # fmt: skip
+    training = Training(from_tree(tiny_config, "test"), Ranks(0, 0, 1))
+    counted, by_line = CountWaits(monkeypatch), []
+    plain_log = training._log
+
+    def log(*args: object) -> None:
+        in_steps = list(counted.where)
+        counted.where.clear()
+        plain_log(*args)
+        by_line.append((in_steps, list(counted.where)))
+        counted.where.clear()
+
+    def train_only(*args: object) -> None:
+        with counted:
+            Training._train_epoch(training, *args)
+
+    monkeypatch.setattr(training, "_log", log)
+    monkeypatch.setattr(training, "_train_epoch", train_only)
+    training.fit()
+    assert by_line == [([], ["tolist"])] * 3  # 23 clips: steps 3, 6 and 8
 
 
 @pytest.mark.gpu

@@ -24,6 +24,25 @@ def test_average_is_weighted_by_clips_and_survives_a_restart():
     assert average.read() == {"loss": 2.0, "top1": 1.0}
 
 
+def test_more_numbers_come_by_the_same_wait():
+    average = Average(ALONE)
+    assert average.read_with(torch.tensor([7.0])) == ({}, [7.0])
+    average.add(2, loss=torch.tensor(3.0))
+    assert average.read_with(torch.tensor([1.0, 0.1])) == (
+        {"loss": 3.0}, [1.0, pytest.approx(0.1, rel=1e-7)],
+    )  # fmt: skip
+
+
+def test_clips_of_a_step_whose_loss_is_no_number_do_not_count():
+    average = Average(ALONE)
+    average.add(3, loss=torch.tensor(float("nan")), top1=torch.tensor(1.0))
+    assert average.read() == {}
+    average.add(3, loss=torch.tensor(2.0), top1=torch.tensor(0.5))
+    average.add(3, loss=torch.tensor(float("inf")), top1=torch.tensor(1.0))
+    assert average.read() == {"loss": 2.0, "top1": 0.5}
+    assert average.totals()["clips"] == 3.0
+
+
 def test_only_the_first_rank_takes_over_the_sums_of_a_checkpoint():
     second = Average(Ranks(rank=1, local_rank=1, world_size=2))
     second.resume({"loss": 6.0, "clips": 3.0})
@@ -82,7 +101,7 @@ def test_the_table_names_every_head():
     ]
 
 
-def test_the_stopwatch_tells_waiting_from_working(monkeypatch):
+def test_the_stopwatch_runs_within_loops_and_goes_on_after_a_restart(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -97,8 +116,10 @@ def test_the_stopwatch_tells_waiting_from_working(monkeypatch):
         now[0] += 6.0
         seen.append((item, watch.seconds))
     assert seen == [(0, 8.0), (1, 16.0), (2, 24.0)]
+    now[0] += 100.0
+    watch.waited += 6.0
     assert (watch.seconds, watch.waited, watch.wait_share) == (24.0, 6.0, 0.25)
     restored = Stopwatch()
     restored.load_state_dict(watch.state_dict())
     list(restored.watch(slow_items()))
-    assert (restored.seconds, restored.waited) == (30.0, 12.0)
+    assert (restored.seconds, restored.waited) == (30.0, 6.0)

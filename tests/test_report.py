@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.report import contact_sheet
+from engine.report import contact_sheet, time_split
 from pipelines.batch import Batch, one_or_each
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -50,3 +50,21 @@ def test_a_contact_sheet_shows_frames_and_maps_of_each_modality_of_each_clip(
 ) -> None:
     contact_sheet(batch_of(*colours, motion=motion), ["a", "b"], tmp_path / "sheet.png")
     assert rows_of(tmp_path / "sheet.png") == clip_rows * 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_the_picture_of_a_steps_time_has_its_parts_in_their_proportions(
+    tmp_path: Path, count: int
+) -> None:
+    lines = [
+        {"step": step + 1, "step_s": 1.0, "data_s": 0.25, "forward_s": 0.75, "clips_per_s": 8.0}
+        for step in range(count)
+    ]
+    older = {"step": 1, "clips_per_s": 3.0}
+    time_split([older, *lines], tmp_path / "time.png")
+    image = np.asarray(Image.open(tmp_path / "time.png").convert("RGB"))
+    colours = [(np.asarray(matplotlib.colors.to_rgb(name)) * 255).round() for name in ("C0", "C1")]
+    left = image[:, : image.shape[1] // 2]
+    data, forward = ((left == colour).all(-1).sum() for colour in colours)
+    if count > 1:
+        assert forward == pytest.approx(3 * data, rel=0.1)

@@ -12,6 +12,7 @@ import torch
 
 from engine import checkpoint
 from engine.convert import main as convert
+from pipelines.sampling import stream_clips
 from tests.published import published_file
 
 
@@ -22,6 +23,13 @@ def result_of(run: Path) -> dict:
 def lines_of(run: Path, kind: str) -> list[dict]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
+
+
+def without_times(line: dict) -> dict:
+    """A log line without what differs from one run to the next."""
+    timed = ("clips_per_s", "data_wait", "flop_use", "gpu_")
+    return {key: value for key, value in line.items()
+            if not (key.endswith("_s") or key.startswith(timed))}  # fmt: skip
 
 
 def final_state(run: Path) -> dict:
@@ -44,7 +52,7 @@ def test_a_run_leaves_everything_a_user_looks_for(train, tmp_path):
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     for name in ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "curves.png",
-                 "confusion.png", "result.json"):  # fmt: skip
+                 "confusion.png", "time.png", "result.json"):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     assert not list(run.glob("*.partial"))
@@ -58,6 +66,13 @@ def test_a_run_leaves_everything_a_user_looks_for(train, tmp_path):
     assert {"command", "commit", "device", "best_epoch"} <= result.keys()
     assert [line["clips"] for line in lines_of(run, "eval")] == [7, 7]
     assert [line["step"] for line in lines_of(run, "train")] == list(range(1, 9))
+    for line in lines_of(run, "train"):
+        parts = [line[f"{part}_s"] for part in ("data", "forward", "backward", "optimizer")]
+        assert min(parts) > 0 and "sync_s" not in line and "skipped" not in line
+        assert sum(parts) + line["other_s"] == pytest.approx(line["step_s"])
+        assert line["clips_per_s"] == line["clips_per_s_per_rank"] == 6 / line["step_s"]
+        assert line["data_wait"] == line["data_wait_max"] == parts[0] / line["step_s"]
+        assert 0 < line["flop_use"] < 1
     assert list(lines_of(run, "eval")[0]["heads"]) == [
         "merged", "sum", "2 frames", "4 frames", "6 frames",
     ]  # fmt: skip
@@ -99,9 +114,67 @@ def test_ten_kills_at_random_moments_end_bit_equal_to_the_uninterrupted_run(star
     assert_bit_equal(final_state(run), final_state(tmp_path / "whole"))
     for kind in ("train", "eval", "epoch"):
         seen, expected = lines_of(run, kind), lines_of(tmp_path / "whole", kind)
-        for line in (*seen, *expected):
-            line.pop("clips_per_s", None), line.pop("data_wait", None)
-        assert seen == expected, kind
+        assert list(map(without_times, seen)) == list(map(without_times, expected)), kind
+
+
+def clips_of(step: int, tiny_config: dict, ranks: int) -> list[str]:
+    """Names of the training clips of a step, as log lines number it, rank after rank."""
+    root, train = Path(tiny_config["data"]["root"]), tiny_config["train"]
+    names = [line.split()[0] for line in (root / "train.txt").read_text().splitlines()]
+    batch = train["global_batch"]
+    clips = [clip for _, clip in stream_clips(0, len(names), (step - 1) * batch, step * batch)]
+    return [names[clip] for rank in range(ranks) for clip in clips[rank::ranks]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_loss_that_is_no_number_stops_the_run_with_the_clips_and_is_never_saved(
+    train, tiny_config, tmp_path, ranks
+):
+    """The rate throws the weights out of all bounds in the first step; by the second one nothing
+    is finite any more. Looked at before a save, long before the log line."""
+    explode = ("optim.lr=1e30", "optim.warmup=0", "train.save_every=1", "train.log_every=4",
+               "optim.schedule=constant")  # fmt: skip
+    done = train(*explode, ranks=ranks)
+    assert done.returncode == 1
+    (first, clips) = (line for line in done.stderr.splitlines() if "step 2, " in line or
+                      line.startswith("its clips: "))  # fmt: skip
+    assert first.startswith("error: step 2, epoch 1: its ")
+    found = [word.strip(",;") for word in clips.removeprefix("its clips: ").split()]
+    names = clips_of(2, tiny_config, max(ranks, 1))
+    assert [word for word in found if word in names] == names
+    state = final_state(tmp_path / "run")
+    assert state["progress"]["step"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+    skipping = train(*explode, "train.on_nan=skip", ranks=ranks)
+    assert skipping.returncode == 0, skipping.stderr
+    assert [line["skipped"] for line in lines_of(tmp_path / "run", "train")] == [3, 7]
+    after = final_state(tmp_path / "run")
+    for key, tensor in state["model"].items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, after["model"][key]), key
+
+
+@pytest.mark.slow
+def test_what_was_skipped_is_still_counted_and_still_left_out_after_a_kill(start, train, tmp_path):
+    explode = ("optim.lr=1e30", "optim.warmup=0", "optim.schedule=constant", "train.save_every=3",
+               "train.on_nan=skip")  # fmt: skip
+    assert train(*explode, "train.run_dir=whole").returncode == 0
+    process = start(*explode, "train.run_dir=killed")
+    run = tmp_path / "killed"
+    while not (run / "metrics.jsonl").exists() or len(lines_of(run, "train")) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert train(*explode, "train.run_dir=killed").returncode == 0
+    assert_bit_equal(final_state(run), final_state(tmp_path / "whole"))
+    seen, expected = (
+        [str(without_times(line)) for line in lines_of(folder, "train")]
+        for folder in (run, tmp_path / "whole")
+    )
+    assert seen == expected and "'skipped': 7" in seen[-1]
 
 
 # The full rate from the first step, and mild: a few steps of a steep curve turn the last digit of a

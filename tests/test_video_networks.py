@@ -1,7 +1,10 @@
 """models/video_networks.py: torchvision's networks answer as ours do, on the pixels they know."""
 
 import copy
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,16 +14,22 @@ from torchvision.ops import StochasticDepth
 
 from engine import checkpoint
 from engine.batch_norm import GlobalBatchNorm
-from engine.config import load
+from engine.clip_scores import ClipScores
+from engine.config import load, model_options
 from engine.distributed import Ranks, place
+from engine.dry_run import memory
 from engine.explain import Recording
+from engine.export import export
 from engine.initial import initialise
 from engine.loop import Precision
 from engine.losses import LossConfig, training_loss
+from engine.predict import recognise
 from engine.rehearsal import check_precision, without_trace
+from engine.trained import Trained, open_trained
 from models import build_model, video_networks
 from models.video_networks import PUBLISHED, VideoNetwork
 from pipelines.batch import Batch
+from pipelines.index import scan
 
 WEIGHTS = {
     "r3d_18": video.R3D_18_Weights, "mvit_v2_s": video.MViT_V2_S_Weights,
@@ -230,6 +239,17 @@ def test_what_the_network_cannot_take_is_one_line(tmp_path, override, message):
     assert str(error.value) == f"{path}: {message}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_memory_is_estimated_without_building_it(tmp_path, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG % name)
+    small = ["data.num_frames=4", "data.crop=32", "data.size=32", "train.global_batch=2"]
+    text = memory(load(path, small), Ranks(0, 0, 1), Precision.choose("fp32", torch.device("cpu")))
+    parameters = {"r3d_18": 33.17, "mvit_v2_s": 34.23, "swin3d_t": 27.85}[name]
+    assert f" = {parameters} M parameters" in text and "activations of 2 clips (0.0" in text
+
+
 def test_a_run_starts_from_torchvisions_file_without_its_classifier(small, tmp_path):
     published = small_network(400)
     torch.save(published.state_dict(), tmp_path / "r3d.pth")
@@ -262,3 +282,44 @@ def test_other_networks_are_not_taken_for_torchvisions():
     assert not video_networks.is_torchvision({})
     assert not video_networks.is_torchvision({"format": 1, "model": {}})
     assert not video_networks.is_torchvision(torch.zeros(1))
+
+
+@pytest.mark.slow
+def test_r3d_18_trains_is_evaluated_predicts_and_is_exported(tiny_config, train, tmp_path):
+    tiny_config["model"] = {"name": "r3d_18"}
+    tiny_config["data"] |= {"branch_frames": [], "motion_window": 0, "rotate": 0.0}
+    tiny_config["loss"] = {}
+    tiny_config["train"] |= {"temperature": [1.0, 1.0], "epochs": 3}
+    done = train("optim.lr=0.01", "optim.warmup=0", "loss.label_smoothing=0.0")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line["loss"] for line in lines if line["kind"] == "epoch"]
+    assert epochs[0] > epochs[1] > epochs[2]
+    assert all(line["merged"] == line["loss"] for line in lines if line["kind"] == "epoch")
+    assert json.loads((run / "result.json").read_text())["steps"] == 12
+
+    trained = open_trained(run / "last.pt")
+    clips = scan(trained.config.data, "eval")
+    folders = [str(Path(files.path(0)).parent) for files in clips.media["rgb"]]
+    evaluated = train("--checkpoint", str(run / "last.pt"), script="engine/evaluate.py")
+    assert evaluated.returncode == 0, evaluated.stderr
+    scores = ClipScores.load(run)
+    assert scores.heads.tolist() == ["logits"]
+    predicted = torch.stack([result.logits for result in recognise(trained, folders, "cpu")])
+    assert scores.names.tolist() == [clip.name for clip in clips.clips]
+    np.testing.assert_allclose(predicted.numpy(), scores.logits[0], rtol=1e-4, atol=1e-5)
+    parity = export(open_trained(run / "last.pt"), tmp_path / "net.pt2")
+    assert parity["difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_network_is_exported_for_any_number_of_clips(tmp_path, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG % name)
+    config = load(path, ["data.num_frames=4", "data.crop=32", "data.size=32"])
+    torch.manual_seed(0)
+    network = build_model(name, **model_options(config)).eval().requires_grad_(False)
+    trained = Trained(network, config, 1.0, ["a", "b", "c"])
+    assert export(trained, tmp_path / "net.pt2")["difference"] < 1e-4

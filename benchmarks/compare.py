@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for change in found:
         verdict = "slower" if change in slower else "ok"
         spread = "" if change.certain else ", within the spread"
-        print(f"{change.name:<24}{change.ratio:>7.3f} times as long{spread}: {verdict}")
+        print(f"{change.name:<36}{change.ratio:>7.3f} times as long{spread}: {verdict}")
     return 1 if slower else 0
 
 

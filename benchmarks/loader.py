@@ -127,7 +127,7 @@ def _keep(options: argparse.Namespace, setting: Setting, what: str, **contents: 
         write(record(what, "benchmarks.loader", device, setting=about, **contents), options.json)
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
     """`320x240` -> width, height."""
     width, height = (int(side) for side in text.split("x"))
     return width, height
@@ -149,7 +149,7 @@ def command_line() -> argparse.ArgumentParser:
     for name in ("rgb", "depth"):
         default = getattr(Setting, f"{name}_size")
         parser.add_argument(
-            f"--{name}-size", type=_size, metavar="WxH", default=default,
+            f"--{name}-size", type=size_of, metavar="WxH", default=default,
             help=f"of the {name} files ({default[0]}x{default[1]})",
         )  # fmt: skip
     parser.add_argument(

@@ -1,13 +1,12 @@
 """Runs the loader benchmark's cases, each in a process of its own, in turns. Prints nothing and
 knows no source: benchmarks/loader_sources.py does."""
 
-import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +20,15 @@ from benchmarks.loader_cases import Case, Setting
 from benchmarks.loader_sources import SOURCES, keep_scans
 from benchmarks.page_cache import drop, files_below, read_in, share_in_memory
 from benchmarks.records import summary
+from benchmarks.turns import (
+    cpu_seconds,
+    in_brief,
+    processes,
+    settle,
+    started,
+    take_turns,
+    wait_for,
+)
 from pipelines.background import BACKGROUND
 
 Entries = dict[str, dict[str, Any]]
@@ -66,13 +74,13 @@ def serve(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
         batches: Iterator[Any] = SOURCES[case.source].open(case, setting, data)
         while pipe.recv():
             pipe.send(_window(case, setting, batches, files))
-        own, *workers = _processes()
+        own, *workers = processes()
         pipe.send(_most_resident(own) - before + sum(map(_private, workers)))
     except EOFError:  # the benchmark was stopped
         return
     except Exception as error:  # a peer may raise anything; all of it is shown, and told in brief
         traceback.print_exc()
-        pipe.send(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        pipe.send(in_brief(error))
 
 
 def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequence[Path]) -> Window:
@@ -82,8 +90,8 @@ def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequenc
     for _ in range(setting.ahead):
         next(batches)
     most = setting.cold_batches if files else sys.maxsize
-    _wait_for(case.device)
-    started, cpu, caller = time.perf_counter(), _cpu_seconds(), _caller_seconds()
+    wait_for(case.device)
+    started, cpu, caller = time.perf_counter(), cpu_seconds(), _caller_seconds()
     done = 0
     while done < most and (
         done < setting.batches or time.perf_counter() - started < SHORTEST[case.device]
@@ -91,10 +99,10 @@ def _window(case: Case, setting: Setting, batches: Iterator[Any], files: Sequenc
         next(batches)
         done += 1
     caller = _caller_seconds() - caller
-    _wait_for(case.device)
-    seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
+    wait_for(case.device)
+    seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     engines = engine_use() if case.device == "cuda" else {}
-    _settle()
+    settle()
     return Window(
         clips=done * setting.batch, seconds=seconds, cpu_seconds=cpu,
         caller_seconds_per_batch=caller / done, gpu_bytes=_taken(case.device) - taken,
@@ -106,26 +114,6 @@ def _dropped(files: Sequence[Path]) -> float | None:
     drop(files)
     still = share_in_memory(files)
     return None if still is None else 1 - still
-
-
-def _settle() -> None:
-    """Waits until the batches ahead are made: the next case's turn is its own."""
-    cpu, spent = _cpu_seconds(), 1.0
-    while spent > 0.01:
-        time.sleep(0.1)
-        now = _cpu_seconds()
-        cpu, spent = now, now - cpu
-
-
-def _processes() -> list[int]:
-    """This process and those it started."""
-    return [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
-
-
-def _cpu_seconds() -> float:
-    """Processor time of all threads of the case's processes so far. By the clock of each process
-    (clock_getcpuclockid): the ticks in /proc miss threads that sleep often."""
-    return sum(time.clock_gettime((~process << 3) | 2) for process in _processes())
 
 
 def _caller_seconds() -> float:
@@ -149,11 +137,6 @@ def _private(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
-def _wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _taken(device: str) -> int:
     """Bytes of the device's memory in use by anyone: cases take turns."""
     if device != "cuda":
@@ -173,53 +156,13 @@ def measure(cases: Sequence[Case], setting: Setting, data: Path) -> tuple[Entrie
     if cases[0].pages == "warm":
         for folder in {SOURCES[case.source].folder for case in cases}:
             read_in(files_below(data / folder))
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[Case, Connection] = {}
-    for case in cases:
-        pipes[case], theirs = context.Pipe()
-        # Not daemons: those may not start worker processes. They end with the pipe.
-        context.Process(target=serve, args=(case, setting, data, theirs)).start()
-        theirs.close()
-    try:
-        return _take_turns(pipes, setting)
-    finally:
-        for pipe in pipes.values():
-            pipe.close()
-
-
-def _take_turns(
-    pipes: Mapping[Case, Connection], setting: Setting
-) -> tuple[Entries, dict[Case, str]]:
-    windows: dict[Case, list[Window]] = {case: [] for case in pipes}
-    memory: dict[Case, int] = {}
-    stopped: dict[Case, str] = {}
-    for turn in range(setting.windows + 2):
-        for case in list(windows):
-            try:
-                answer = _ask(case, pipes[case], turn <= setting.windows)
-            except ValueError as error:
-                stopped[case] = str(error)
-                del windows[case]
-                continue
-            if isinstance(answer, Window):
-                windows[case].append(answer)
-            else:
-                memory[case] = answer
+    with started(cases, serve, setting, data) as pipes:
+        answers, stopped = take_turns(pipes, setting.windows + 1)
     entries = {
-        case.name: entry(case, taken, memory[case], setting) for case, taken in windows.items()
+        case.name: entry(case, windows, memory, setting)
+        for case, (*windows, memory) in answers.items()
     }
     return entries, stopped
-
-
-def _ask(case: Case, pipe: Connection, question: bool) -> Any:
-    try:
-        pipe.send(question)
-        answer = pipe.recv()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise ValueError("its process ended without a word") from None
-    if isinstance(answer, str):
-        raise ValueError(answer)
-    return answer
 
 
 def entry(

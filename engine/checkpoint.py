@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.published_checkpoint import is_published, to_ours
 from models.fusion import FusionNetwork
+from models.video_networks import from_torchvision, is_torchvision
 
 FORMAT = 1
 
@@ -59,7 +60,8 @@ def copy(source: Path, target: Path) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A checkpoint in our form: what `save` wrote, or a published one, converted.
+    """A checkpoint in our form: what `save` wrote, or a published one (torchvision's weights of a
+    video network among them), converted.
 
     Raises ValueError naming the file where it is neither.
     """
@@ -73,10 +75,13 @@ def in_our_form(content: Any, path: Path) -> dict[str, Any]:
             return {"format": FORMAT, **to_ours(content)}
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+    if is_torchvision(content):
+        model = from_torchvision(content)
+        return {"format": FORMAT, "config": {}, "progress": {"epoch": 0}, "model": model}
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path}: is no checkpoint of this program (format {FORMAT}), nor a published one "
-            "(a dictionary with 'model')"
+            "(a dictionary with 'model', or torchvision's of tensors)"
         )
     return content
 

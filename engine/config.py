@@ -17,10 +17,11 @@ from engine.losses import LossConfig
 from engine.optim import OptimConfig
 from engine.tracing import window
 from models.registry import MODELS, build_model
+from models.video_networks import PUBLISHED
 from pipelines.config import DataConfig
 from pipelines.typed import convert, suggest, unknown_choice
 
-FROM_DATA = ("num_classes", "num_frames", "branch_frames")
+FROM_DATA = ("num_classes", "num_frames", "branch_frames", "size")
 """Model options that follow from the data section, so that the two can never disagree."""
 
 DECOUPLED = ("decoupled", "decoupled_fusion")
@@ -31,6 +32,20 @@ NETWORK_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"modality": "rgbd"},
         "loss": {"branch_weight": 1.0, "recoupling_delay": 0},
         "train": {"temperature": [1.0, 1.0]},
+    },
+    **{
+        name: {
+            "data": {
+                "num_frames": clips.num_frames,
+                "resize": [clips.size * 8 // 7] * 2,
+                "crop": clips.size,
+                "size": clips.size,
+                "branch_frames": [],
+                "motion_window": 0,
+            },
+            "train": {"temperature": [1.0, 1.0]},
+        }
+        for name, clips in PUBLISHED.items()
     },
 }
 """Where a network was published with other values than the dataclasses' defaults."""
@@ -278,6 +293,8 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "train", f"{halves[0]} is for decoupled_fusion; set init_from for {config.model.name}"
     if config.model.name in DECOUPLED:
         yield from (("data", text) for text in _decoupled_problems(config))
+    else:
+        yield from (("data", text) for text in _video_problems(config))
 
 
 def _model_problems(config: Config) -> Iterator[tuple[str, str]]:
@@ -299,6 +316,8 @@ def _decoupled_problems(config: Config) -> Iterator[str]:
             f"modality is {data.modality}, but model.name {config.model.name} takes "
             f"{'rgbd' if fusion else 'rgb or depth'}; set it so, or model.name to {other}"
         )
+    if not data.branch_frames:
+        yield "branch_frames needs one positive number of frames per temporal branch"
     longest = max(data.branch_frames, default=0)
     if longest > data.num_frames:
         yield f"branch_frames holds {longest}, more than num_frames = {data.num_frames}"
@@ -314,6 +333,21 @@ def _decoupled_problems(config: Config) -> Iterator[str]:
                 "motion_window is 0, but this network's motion attention needs the maps; set it "
                 "to 10, or model.motion_attention to false"
             )
+
+
+def _video_problems(config: Config) -> Iterator[str]:
+    """What torchvision's networks ask of their clips."""
+    data, name = config.data, config.model.name
+    if data.modality == "rgbd":
+        yield (
+            f"modality is rgbd, but model.name {name} takes rgb or depth; train one network of "
+            "each, and fuse their scores by engine/fuse_scores.py"
+        )
+    if data.motion_window:
+        yield (
+            f"motion_window is {data.motion_window}, but model.name {name} takes no motion maps; "
+            "set it to 0"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -75,8 +75,10 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
     """Estimate of one rank's memory in a training step: weights, gradients and optimizer, and what
     the forward pass keeps for the backward pass. Counted on shapes alone: nothing is computed."""
     share = config.train.global_batch // ranks.world_size
-    with FakeTensorMode(), torch.device(ranks.device):
+    with torch.device("meta"):  # fake tensors refuse what some networks initialise themselves by
         model = build_model(config.model.name, **model_options(config))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(ranks.device):
+        model.to_empty(device=ranks.device)
         batch = empty_batch(share, config.data)
         if precision.weights == torch.float64:  # counted in float32, which is half of it
             single = Precision.choose("fp32", ranks.device)

@@ -85,7 +85,8 @@ class Recording:
             if isinstance(part, DecoupledNetwork)
         }
         if not self.parts:
-            raise ValueError(f"no explanation is known for a {type(network).__name__}")
+            name = getattr(network, "name", type(network).__name__)
+            raise ValueError(f"no explanation is known for {name}, only for CVPR'22's networks")
         fitting = [stage for stage, stride in STAGES if size // stride >= LEAST_CELLS]
         self.stage = fitting[0] if fitting else STAGES[-1][0]
         self._seen: dict[tuple[str, str | int], Tensor] = {}

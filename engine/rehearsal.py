@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.distributed import unwrap
 from engine.loop import Precision, predict
@@ -96,9 +97,9 @@ def without_trace(network: nn.Module, *, dropout: bool) -> Iterator[None]:
     modes = {module: module.training for module in network.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     network.train()
-    for module in modes:
-        if isinstance(module, nn.Dropout):
-            module.train(dropout)
+    if not dropout:  # nor anything else that draws: of what training changes only batch norms stay
+        for module in modes:
+            module.training = isinstance(module, _BatchNorm)
     try:
         yield
     finally:

@@ -91,7 +91,7 @@ class DataConfig:
     """T: frames per clip."""
 
     branch_frames: tuple[int, ...] = (16, 32, 48)
-    """How many of the T frames each temporal branch sees."""
+    """How many of the T frames each temporal branch sees; [] for a network without branches."""
 
     resize: tuple[int, int] = (256, 256)
     """Width and height the whole frame is resized to."""
@@ -160,7 +160,7 @@ class DataConfig:
         ):  # fmt: skip
             if getattr(self, key) < least:
                 yield key, f"is {getattr(self, key)}; it must be at least {least}"
-        if not self.branch_frames or min(self.branch_frames) < 1:
+        if min(self.branch_frames, default=1) < 1:
             yield "branch_frames", "needs one positive number of frames per temporal branch"
         if self.cache != "none" and self.cache_gb <= 0:
             yield "cache_gb", f"is {self.cache_gb}; it must be positive"

@@ -79,7 +79,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("data.motion_window=99", "data: motion_window is 99; it must be 0 (no motion maps) or "
          "between 2 and num_frames = 64"),
         ("model.name=decupled", "model: name is 'decupled'; did you mean 'decoupled'? "
-         "(one of decoupled, decoupled_fusion)"),
+         "(one of decoupled, decoupled_fusion, r3d_18, mvit_v2_s, swin3d_t)"),
         ("model.num_block=3", "model: unknown key 'num_block'; did you mean 'num_blocks'?"),
         ("model.num_frames=3", "model: 'num_frames' belongs in the data section: "
          "data.num_frames"),

@@ -190,5 +190,5 @@ def test_it_points_at_the_region_that_the_class_depends_on() -> None:
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match="no explanation is known for a Linear"):
+    with pytest.raises(ValueError, match="no explanation is known for Linear, only"):
         Recording(nn.Linear(1, 1), "rgb", 32)

@@ -14,7 +14,7 @@ import yaml
 from engine import checkpoint, export
 from engine.config import as_dict, load, model_options
 from engine.trained import Trained, open_trained
-from models.registry import MODELS, build_model
+from models.registry import build_model
 
 MODALITY = {"decoupled": "rgb", "decoupled_fusion": "rgbd"}
 
@@ -71,7 +71,7 @@ def network_logits(trained: Trained, inputs: dict[str, torch.Tensor]) -> torch.T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", list(MODALITY))
 @pytest.mark.parametrize(
     ("suffix", "run", "about"),
     [(".pt2", run_program, about_program), (".onnx", run_onnx, about_onnx)],

@@ -7,7 +7,12 @@ from models import build_model
     ("name", "options", "message"),
     [
         ("decopled", {}, "unknown model 'decopled'; did you mean 'decoupled'?"),
-        ("xyz", {}, "unknown model 'xyz'; known are decoupled, decoupled_fusion"),
+        (
+            "xyz",
+            {},
+            "unknown model 'xyz'; known are decoupled, decoupled_fusion, r3d_18, mvit_v2_s, "
+            "swin3d_t",
+        ),
         (
             "decoupled",
             {"num_classes": 8, "num_frame": 16},

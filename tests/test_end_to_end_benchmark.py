@@ -1,0 +1,189 @@
+"""benchmarks/end_to_end.py and scaling.py: their cases, their arithmetic, a tiny run of each."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks import compare, end_to_end, end_to_end_table, scaling
+from benchmarks.end_to_end_run import BOTH, LOADER, STEP, Case, Window, cases, entry
+from benchmarks.loader_cases import Setting
+from benchmarks.networks import SHAPES, Network, training_step
+from benchmarks.scaling import Group, groups
+from engine.distributed import Ranks
+from engine.losses import LossConfig
+from models.video_networks import PUBLISHED
+
+R3D = SHAPES["small"]["r3d_18"]
+TINY = "--frames 8 --size 32 --windows 2 --device cpu"
+
+
+def window(seconds: float, waited: float = 0.0) -> Window:
+    return Window(4, seconds, waited, 1.5 * seconds, {"SM": 0.5})
+
+
+def entries(device: str, **seconds: float) -> dict:
+    """The part's seconds per clip, of frames or (`videos_both`) of videos."""
+    found = {}
+    for name, value in seconds.items():
+        source, _, part = name.rpartition("_")
+        case = Case(device, R3D, part, source or "frames")
+        found[case.name] = entry(case, [window(99), window(4 * value), window(4 * value)])
+    return found
+
+
+def test_the_stall_is_what_training_takes_beyond_the_step():
+    assert end_to_end_table.stall(2.0, 2.5) == pytest.approx(0.2)
+    assert end_to_end_table.stall(2.0, 2.0) == 0
+    assert end_to_end_table.stall(1.0, 4.0) == 0.75
+    # A loader of 3 s and a step of 2 s allow 3 s where they share nothing.
+    assert end_to_end_table.of_best(3.0, 2.0, 4.0) == 0.75
+    assert end_to_end_table.of_best(1.0, 2.0, 2.0) == 1
+
+
+def test_each_source_has_a_stall_of_its_own_where_all_was_measured():
+    found = entries("cpu", step=2, loader=1, both=2.5, videos_loader=3, videos_both=4, pack_both=9)
+    assert next(iter(found)) == "cpu/r3d_18/step"
+    assert end_to_end_table.stalls(found) == {
+        "cpu/r3d_18/frames": {"stall": pytest.approx(0.2), "of_best": pytest.approx(0.8)},
+        "cpu/r3d_18/videos": {"stall": pytest.approx(0.5), "of_best": pytest.approx(0.75)},
+    }
+    text = end_to_end_table.as_text(found)
+    assert "20.0%" in text and "50.0%" in text and "share the cores" in text
+    assert "published" not in text
+
+
+def test_an_entry_leaves_the_first_window_out():
+    case = Case("cpu", R3D, BOTH, "frames")
+    found = entry(case, [window(100, 100), window(4, 1), window(8, 1), window(6, 1)], "no compiler")
+    assert found["seconds"] == {"median": 1.5, "q1": 1.25, "q3": 1.75, "n": 3}
+    assert found["clips_per_s"] == pytest.approx(1 / 1.5) and found["cores"] == 1.5
+    assert found["data_wait"] == pytest.approx(3 / 18)
+    assert found["clips"] == "16x64x64" and found["not_compiled"] == "no compiler"
+    assert "engines" not in found and "data_wait" not in entry(
+        Case("cuda", R3D, STEP, "frames"), [window(1)] * 2
+    )
+
+
+def test_on_a_gpu_the_published_rates_stand_beside_ours_with_their_conditions():
+    text = end_to_end_table.as_text(entries("cuda", step=0.002, loader=0.001, both=0.0025))
+    (row,) = (line for line in text.splitlines() if "spdl" in line)
+    assert row.split()[0] == "171" and "8 x H100" in row and row.endswith("here from frames 400")
+    assert sum("another network than ours" in line for line in text.splitlines()) == 2
+
+
+def test_the_cases_of_a_network_take_turns_and_its_step_is_measured_once():
+    found = cases("cuda", R3D, ["frames", "pack"])
+    assert [case.name for case in found] == [
+        "cuda/r3d_18/step", "cuda/r3d_18/frames/both", "cuda/r3d_18/pack/both",
+        "cuda/r3d_18/frames/loader", "cuda/r3d_18/pack/loader",
+    ]  # fmt: skip
+    assert {case.part for case in found} == {STEP, BOTH, LOADER}
+    setting = found[1].setting(Setting(clips=7))
+    assert (setting.clips, setting.frames, setting.size, setting.batch) == (7, 16, 64, 2)
+
+
+def test_only_the_cvpr_network_is_given_motion_maps():
+    made = {name: Case("cpu", network, BOTH, "frames").loading.upto
+            for name, network in SHAPES["published"].items()}  # fmt: skip
+    assert made.pop("decoupled") == "motion" and set(made.values()) == {"view"}
+
+
+def test_published_shapes_are_those_of_the_networks():
+    for name, clips in PUBLISHED.items():
+        network = SHAPES["published"][name]
+        assert (network.frames, network.size) == (clips.num_frames, clips.size)
+    assert SHAPES["published"].keys() == SHAPES["small"].keys() == {"decoupled", *PUBLISHED}
+
+
+@pytest.mark.slow
+def test_the_step_is_the_engines():
+    network = Network("decoupled", 8, 32, 2)
+    ranks = Ranks(0, 0, 1)
+    batch = next(scaling._kept(network, ranks))
+    step, problem = training_step(network, ranks, batch, "off")
+    losses = [step(batch).item() for _ in range(3)]
+    assert problem is None and len(set(losses)) == 3
+    assert all(0 < loss < 1e3 for loss in losses) and LossConfig().recoupling_delay > 0
+
+
+@pytest.mark.slow
+def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys):
+    out = tmp_path / "result.json"
+    command = (
+        f"--networks r3d_18 --sources frames --batch 1 --clips 4 --batches 1 --workers 1 {TINY}"
+    )
+    sizes = "--prefetch 1 --rgb-size 64x48 --depth-size 64x48"
+    assert end_to_end.main([*command.split(), *sizes.split(), "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert {"command", "commit", "machine", "versions", "setting", "published"} <= result.keys()
+    names = ["cpu/r3d_18/step", "cpu/r3d_18/frames/both", "cpu/r3d_18/frames/loader"]
+    assert list(result["entries"]) == names and result["errors"] == {}
+    for found in result["entries"].values():
+        spread = found["seconds"]
+        assert spread["n"] == 2 and 0 < spread["q1"] <= spread["median"] <= spread["q3"]
+    assert 0 <= result["entries"][names[1]]["data_wait"] < 1
+    step, both = (result["entries"][name]["seconds"]["median"] for name in names[:2])
+    assert result["stalls"]["cpu/r3d_18/frames"]["stall"] == pytest.approx(1 - step / both)
+    assert "\ncpu/r3d_18/frames " in capsys.readouterr().out
+    assert compare.main([str(out), str(out)]) == 0
+
+
+def test_a_source_of_another_device_is_refused(capsys):
+    assert end_to_end.main(["--sources", "cache_gpu", "--device", "cpu"]) == 1
+    assert "error: --sources cache_gpu: is not for cpu" in capsys.readouterr().err
+
+
+def test_ranks_share_a_batch_that_grows_with_them_or_stays():
+    assert groups([1, 2, 4], 3) == {
+        "weak/1": Group(1, 3), "weak/2": Group(2, 3), "weak/4": Group(4, 3),
+        "strong/1": Group(1, 12), "strong/2": Group(2, 6), "strong/4": Group(4, 3),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="--ranks 3: cannot share 8 clips equally"):
+        groups([1, 3, 4], 2)
+    assert scaling.default_ranks(1) == [1] and scaling.default_ranks(2) == [1, 2]
+    assert scaling.default_ranks(7) == [1, 2, 4] and scaling.default_ranks(8) == [1, 2, 4, 8]
+
+
+def test_efficiency_is_the_rate_over_that_of_one_rank_times_their_number():
+    rates = {"weak/1": (1, 10.0), "weak/4": (4, 30.0), "strong/1": (1, 20.0), "strong/4": (4, 60.0)}
+    made = {name: {"ranks": n, "clips_per_s": rate} for name, (n, rate) in rates.items()}
+    found = scaling.efficiencies(made)
+    assert found == {"weak/1": 1, "weak/4": 0.75, "strong/1": 1, "strong/4": 0.75}
+    del made["strong/1"]
+    assert scaling.efficiencies(made).keys() == {"weak/1", "weak/4"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", [False, True])
+def test_a_tiny_run_trains_on_one_rank_and_on_two(tmp_path, capsys, loader):
+    out = tmp_path / "scaling.json"
+    command = f"--network r3d_18 --ranks 1 2 --batch 1 --warmup 1 --steps 1 {TINY}".split()
+    command += ["--loader"] if loader else []
+    assert scaling.main([*command, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert {"command", "commit", "machine", "versions", "setting"} <= result.keys()
+    assert list(result["entries"]) == ["weak/1", "weak/2", "strong/1", "strong/2"]
+    assert [found["global_batch"] for found in result["entries"].values()] == [1, 2, 2, 2]
+    assert result["entries"]["weak/2"]["seconds"] == result["entries"]["strong/2"]["seconds"]
+    for name, figure in scaling.efficiencies(result["entries"]).items():
+        assert result["entries"][name]["efficiency"] == figure > 0
+    assert result["errors"] == {} and "efficiency" in capsys.readouterr().out
+    assert compare.main([str(out), str(out)]) == 0
+
+
+def test_what_stops_a_group_is_told_and_the_others_go_on(tmp_path):
+    network = dataclasses.replace(R3D, frames=8, size=31)  # too small for the network
+    setting = scaling.Setting("cpu", network, "off", False, 1, 1, 1, 1)
+    found, errors = scaling.measure(groups([1], 1), setting, tmp_path)
+    assert found == {}
+    assert errors["weak/1"] == "ValueError: size must be at least 32, not 31"
+
+
+@pytest.mark.gpu
+def test_on_this_gpu_a_network_trains_from_decoded_videos(tmp_path):
+    out = tmp_path / "result.json"
+    command = "--networks r3d_18 --sources frames videos --batch 8 --clips 8 --windows 2"
+    assert end_to_end.main([*command.split(), "--compile", "off", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["entries"]["cuda/r3d_18/videos/both"]["clips_per_s"] > 0

@@ -172,6 +172,7 @@ def test_a_tiny_run_trains_on_one_rank_and_on_two(tmp_path, capsys, loader):
     assert compare.main([str(out), str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_what_stops_a_group_is_told_and_the_others_go_on(tmp_path):
     network = dataclasses.replace(R3D, frames=8, size=31)  # too small for the network
     setting = scaling.Setting("cpu", network, "off", False, 1, 1, 1, 1)

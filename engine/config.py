@@ -68,7 +68,12 @@ class TrainConfig:
 
     epochs: int = 100
     global_batch: int = 48
-    """Clips per optimizer step over all ranks."""
+    """Clips per optimizer step over all ranks, of which each takes its share."""
+
+    micro_batch: int = 0
+    """Most clips that a rank takes at a time; 0: its share at once. A larger share is taken in
+    parts as equal as can be, and their gradients added up; batch norm sees one part of each rank
+    at a time, and not the global batch."""
 
     eval_batch: int = 8
     """Clips per evaluation batch of one rank; changes no result."""
@@ -94,6 +99,18 @@ class TrainConfig:
     compile: str = "auto"
     """torch.compile of the network: `on`, `off`, or `auto`: on GPUs, off on the CPU
     (benchmarks/README.md). Where it cannot be done, the run says why and goes on without."""
+
+    cuda_graph: str = "off"
+    """`on`: forward and backward pass of the network as CUDA graphs (engine/cuda_graph.py). Where
+    it cannot be done, the run says why and goes on without."""
+
+    gc: int = 0
+    """Steps from one search of Python's for unreachable objects to the next, all between steps;
+    0: whenever Python likes, within a step of one rank while the others wait."""
+
+    ema: float = 0.0
+    """Decay per step of a running average of the weights, such as 0.999; 0: none. The average is
+    what is evaluated, and what predict, export and evaluate take from a checkpoint."""
 
     temperature: tuple[float, float] = (0.04, 0.07)
     """What the logits are divided by: first and last value of the published linear schedule."""
@@ -138,6 +155,11 @@ class TrainConfig:
             window(self.profile)
         except ValueError as error:
             yield "profile", str(error)
+        for key in ("micro_batch", "gc"):
+            if getattr(self, key) < 0:
+                yield key, f"is {getattr(self, key)}; it must be 0 (off) or more"
+        if not 0 <= self.ema < 1:
+            yield "ema", f"is {self.ema}; it must be 0 (off) or more and below 1"
         if self.seed < 0:
             yield "seed", "is negative; it must be 0 or more"
         if min(self.temperature) <= 0:
@@ -147,6 +169,7 @@ class TrainConfig:
             ("precision", ("auto", "bf16", "fp16", "fp32", "fp64")),
             ("compile", ("auto", "on", "off")),
             ("on_nan", ("stop", "skip")),
+            ("cuda_graph", ("on", "off")),
         ):
             if getattr(self, key) not in choices:
                 yield key, unknown_choice(getattr(self, key), choices)

@@ -1,4 +1,4 @@
-"""engine/accumulation.py and the step over it: parts of a batch add up to the batch, on any ranks."""
+"""engine/accumulation.py and the step over it: parts of a batch add up to it, on any ranks."""
 
 import copy
 import os

@@ -200,7 +200,7 @@ def _step(
     average: WeightAverage | None = None,
 ) -> Step:
     chosen = Precision.choose(precision, batch.clip.device)  # type: ignore[union-attr]
-    step = TrainStep(model, optimizer, LOSS, OPTIM.clip_norm, chosen, shares)
+    step = TrainStep(model, optimizer, LOSS, OPTIM.clip_norm, chosen, shares=shares)
 
     def run() -> Tensor:
         loss = step(batch, EPOCH, TEMPERATURE)["loss"]

@@ -55,7 +55,9 @@ def clips(*places: int) -> Batch:
 
 
 def step_of(model: nn.Module, shares: Shares | None) -> TrainStep:
-    return TrainStep(model, torch.optim.SGD(model.parameters(), RATE), LOSS, 0.0, DOUBLE, shares)
+    return TrainStep(
+        model, torch.optim.SGD(model.parameters(), RATE), LOSS, 0.0, DOUBLE, shares=shares
+    )
 
 
 @given(batch=st.integers(1, 40), ranks=st.integers(1, 8), micro_batch=st.integers(0, 9))

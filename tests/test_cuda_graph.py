@@ -102,7 +102,7 @@ def test_micro_batches_of_one_shape_are_replays(captures):
     batch, metrics = batch_for("decoupled", 4), []
     for model, shares in ((plain, None), (graphed, Shares(4, 1, 2))):
         optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-        step = TrainStep(model, optimizer, LossConfig(), 1.0, DOUBLE, shares)
+        step = TrainStep(model, optimizer, LossConfig(), 1.0, DOUBLE, shares=shares)
         metrics.append([step(batch, 5, 0.5) for _ in range(2)])
     assert captures.replays == 4
     torch.testing.assert_close(metrics[1], metrics[0], rtol=1e-9, atol=1e-9)
@@ -160,7 +160,7 @@ def test_a_captured_network_trains_on_a_gpu_as_the_plain_one(precision, micro_ba
             assert on_gpu(model, shares.split(batch)[0], chosen) is None
             assert isinstance(model.forward, GraphedForward)
         optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-        step = TrainStep(model, optimizer, LossConfig(), 1.0, chosen, shares)
+        step = TrainStep(model, optimizer, LossConfig(), 1.0, chosen, shares=shares)
         losses.append([step(batch, 5, t)["loss"].item() for t in (0.5, 0.7, 0.9)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "fp32" else 0.05)
 

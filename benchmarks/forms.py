@@ -1,7 +1,8 @@
 """The forms of one training step that benchmarks/step.py compares, each ready to run."""
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.straightforward import StraightforwardNetwork
+from engine.accumulation import Shares
+from engine.averaging import WeightAverage
 from engine.compilation import compile_training, is_wanted
+from engine.cuda_graph import capture_training
 from engine.distributed import Ranks, place
+from engine.garbage import between_steps
 from engine.loop import Precision, TrainStep
 from engine.losses import LossConfig
 from engine.optim import OptimConfig, build_optimizer
@@ -81,6 +86,11 @@ def engine(
     precision: str = "fp32",
     compiled: str = "auto",
     change: Callable[[nn.Module], None] | None = None,
+    *,
+    graphed: bool = False,
+    fused: str = "auto",
+    micro_batches: int = 1,
+    ema: float = 0.0,
 ) -> Step:
     """The step as engine/training.py builds it; `change` does something to the placed network."""
     ranks = Ranks(0, 0, 1).on(setting.device)
@@ -89,11 +99,31 @@ def engine(
     if change is not None:
         change(model)
     batch = make_batch(setting, channels_last=True)
-    if is_wanted(compiled, ranks.device):
-        problem = compile_training(model, ranks, lambda: trial(model, batch, LOSS, chosen))
+    shares = Shares(setting.batch, 1, -(-setting.batch // micro_batches))
+    average = WeightAverage(model, ema) if ema else None
+    part = shares.split(batch)[0]
+    for is_on, prepare in (
+        (is_wanted(compiled, ranks.device), compile_training), (graphed, capture_training)
+    ):  # fmt: skip
+        problem = None
+        if is_on:
+            problem = prepare(model, ranks, lambda: trial(model, part, LOSS, chosen))
         if problem is not None:  # another form would be measured than the one that was asked for
-            raise ValueError(f"this form cannot be compiled here: {problem}")
-    return _step(model, build_optimizer(model, OPTIM), precision, batch)
+            raise ValueError(f"this form cannot be made here: {problem}")
+    optimizer = build_optimizer(model, replace(OPTIM, fused=fused))
+    return _step(model, optimizer, precision, batch, shares, average)
+
+
+def collected_apart(setting: Setting) -> Step:
+    """Python collects garbage before every hundredth step and at no other time."""
+    step = engine(setting, "auto")
+    turns = between_steps(itertools.repeat(None), 100)
+
+    def run() -> Tensor:
+        next(turns)
+        return step()
+
+    return run
 
 
 def fresh_memory(setting: Setting) -> Step:
@@ -111,6 +141,13 @@ FORMS: dict[str, Callable[[Setting], Step]] = {
     "uncompiled": partial(engine, compiled="off"),
     "uncompiled_bf16": partial(engine, precision="bf16", compiled="off"),
     "compiled": partial(engine, compiled="on"),
+    "graphed": partial(engine, precision="auto", compiled="off", graphed=True),
+    "compiled_graphed": partial(engine, precision="auto", graphed=True),
+    "torch_sgd": partial(engine, precision="auto", fused="torch"),
+    "apex_sgd": partial(engine, precision="auto", fused="apex"),
+    "averaged": partial(engine, precision="auto", ema=0.999),
+    "accumulated": partial(engine, precision="auto", micro_batches=2),
+    "collected_apart": collected_apart,
     "fresh_memory": fresh_memory,
     **{name: partial(engine, change=change) for name, change in ALTERNATIVES.items()},
 }
@@ -154,7 +191,21 @@ def make_batch(setting: Setting, channels_last: bool, device: torch.device | Non
     )  # fmt: skip
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, batch: Batch) -> Step:
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+    batch: Batch,
+    shares: Shares | None = None,
+    average: WeightAverage | None = None,
+) -> Step:
     chosen = Precision.choose(precision, batch.clip.device)  # type: ignore[union-attr]
-    step = TrainStep(model, optimizer, LOSS, OPTIM.clip_norm, chosen)
-    return lambda: step(batch, EPOCH, TEMPERATURE)["loss"]
+    step = TrainStep(model, optimizer, LOSS, OPTIM.clip_norm, chosen, shares=shares)
+
+    def run() -> Tensor:
+        loss = step(batch, EPOCH, TEMPERATURE)["loss"]
+        if average is not None:
+            average.update(EPOCH)
+        return loss
+
+    return run

@@ -19,8 +19,9 @@ MOST_FOLDS = 64
 class GlobalBatchNorm(_BatchNorm):
     """A batch norm whose training statistics are those of the global batch.
 
-    Same parameters, buffers and state dict as the norm it replaces. All ranks must hold inputs of
-    one shape. Fastest where the channels are the innermost axis of the input in memory.
+    Same parameters, buffers and state dict as the norm it replaces. Ranks may hold different
+    numbers of clips, but each some. Fastest where the channels are the innermost axis of the input
+    in memory.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -30,12 +31,11 @@ class GlobalBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
         self._check_input_dim(input)
-        count = input.numel() // input.shape[1] * _world_size()
         if not self.training:
             return super().forward(input)
         precise = input.to(self.weight.dtype)  # statistics of 16-bit features are no 16-bit numbers
         output, mean, variance = _Normalise.apply(precise, self.weight, self.bias, self.eps)
-        self._track(mean, variance * (count / (count - 1)))
+        self._track(mean, variance)
         return output.to(input.dtype)
 
     @classmethod
@@ -62,7 +62,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """x (B, C, ...), weight (C,), bias (C,), eps -> normalised x, and the mean (C,) and biased
+    """x (B, C, ...), weight (C,), bias (C,), eps -> normalised x, and the mean (C,) and unbiased
     variance (C,) of all ranks, which are not differentiated.
 
     torch's kernels for channels-last input are fast, but add up one row of C numbers after the
@@ -74,14 +74,19 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
         rows, fold = _folded(x)
         parts = torch.batch_norm_update_stats(rows, None, None, 0.0)
-        mean, variance = _pooled(*(part.view(fold, -1) for part in parts))
+        mean, variance = _pooled(parts[0].view(fold, -1), parts[1].view(fold, -1), 1 / fold)
+        count = x.numel() // x.shape[1]
         if _world_size() > 1:
-            mean, variance = _pooled(*_gather(torch.stack((mean, variance))).unbind(1))
+            counted = torch.stack((mean, variance, torch.full_like(mean, count)))
+            means, variances, counts = _gather(counted).unbind(1)
+            count = int(counts[:, 0].double().sum())
+            mean, variance = _pooled(means, variances, counts / count)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
+        ctx.eps, ctx.count = eps, count
+        unbiased = variance * (count / (count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
         ctx.set_materialize_grads(False)  # no zeros in place of their gradients
-        return _normalised(x, mean, variance, weight, bias, eps), mean, variance
+        return _normalised(x, mean, variance, weight, bias, eps), mean, unbiased
 
     @staticmethod
     @once_differentiable
@@ -96,9 +101,7 @@ class _Normalise(torch.autograd.Function):
         )  # fmt: skip
         # This rank's sums of gradient x normalised x and of the gradient: those of the parameters.
         sums = torch.stack((by_weight, by_bias)).view(2, fold, -1).sum(1)
-        means = sums / (x.numel() // x.shape[1])
-        if _world_size() > 1:
-            means = _gather(means).mean(0)
+        means = (_gather(sums).sum(0) if _world_size() > 1 else sums) / ctx.count
         # by x = scale (gradient - its mean - normalised x * mean of gradient x normalised x)
         scale = weight * inverse_std
         slope, offset = (-scale * means).unbind()
@@ -133,10 +136,11 @@ def _repeated(values: Tensor, times: int) -> Tensor:
     return values.expand(times, -1).flatten()
 
 
-def _pooled(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and biased variances (P, C) of P equal parts -> those (C,) of the whole."""
-    mean = means.mean(0)
-    return mean, (variances + (means - mean).square()).mean(0)
+def _pooled(means: Tensor, variances: Tensor, shares: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Means and biased variances (P, C) of P parts, and their shares of all numbers (the same for
+    all, or (P, C)) -> those (C,) of the whole."""
+    mean = (means * shares).sum(0)
+    return mean, ((variances + (means - mean).square()) * shares).sum(0)
 
 
 def _world_size() -> int:

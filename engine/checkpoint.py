@@ -122,17 +122,26 @@ def difference(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def load_model(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Fill `model` from a loaded checkpoint, strictly.
+def evaluated(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The weights that a run evaluates: their running average (train.ema) where there is one."""
+    return state.get("ema", state["model"])
+
+
+def load_model(
+    model: torch.nn.Module, state: dict[str, Any], path: Path, averaged: bool = False
+) -> None:
+    """Fill `model` from a loaded checkpoint, strictly; `averaged`: with what the run evaluates
+    (`evaluated`) instead of what it goes on from.
 
     Raises ValueError naming the file and the first difference where it is of another network.
     """
-    if detail := difference(model.state_dict(), state["model"]):
+    weights = evaluated(state) if averaged else state["model"]
+    if detail := difference(model.state_dict(), weights):
         raise ValueError(
             f"{path}: is a checkpoint of another network ({detail}); use the config it was trained "
             "with, or another train.run_dir"
         )
-    model.load_state_dict(state["model"])
+    model.load_state_dict(weights)
     adopt_reshape(model, state)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.accumulation import Shares
 from engine.config import Config
 from engine.distributed import Ranks, RunError
 from engine.loop import Precision
@@ -44,12 +45,11 @@ class Clips:
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's share of the global batches `first_step` to `last_step - 1`."""
         train = self.config.train
-        share = train.global_batch // self.ranks.world_size
         plan = train_plan(
             self.train, train.seed, train.global_batch, first_step, last_step,
             self.ranks.rank, self.ranks.world_size,
         )  # fmt: skip
-        return self._loader(share).batches(plan)
+        return self._loader(shares(self.config, self.ranks).largest).batches(plan)
 
     def eval_batches(self) -> Iterator[Batch]:
         """This rank's share of the evaluation list; every clip is on exactly one rank."""
@@ -107,19 +107,23 @@ def loading_threads(data: DataConfig) -> int:
     return data.workers or max((os.cpu_count() or 1) // local_ranks, 1)
 
 
+def shares(config: Config, ranks: Ranks) -> Shares:
+    """Which part of the global batch each rank takes at a time."""
+    return Shares(config.train.global_batch, ranks.world_size, config.train.micro_batch)
+
+
 def check_batch(config: Config, ranks: Ranks) -> None:
     """Raises ValueError if the ranks cannot train on their shares of the global batch."""
-    batch, ranks_total = config.train.global_batch, ranks.world_size
-    if batch % ranks_total:
+    taken = shares(config, ranks)
+    if problem := taken.problem():
+        raise ValueError(problem)
+    if config.model.name == "decoupled_fusion" and 1 in taken.sizes(taken.smallest):
+        key = "micro_batch" if taken.smallest > 1 else "global_batch"
+        least = 4 if taken.smallest > 1 else 2 * ranks.world_size
         raise ValueError(
-            f"train.global_batch = {batch} cannot be shared equally by {ranks_total} ranks; take a "
-            f"multiple of {ranks_total}"
-        )
-    if config.model.name == "decoupled_fusion" and batch == ranks_total:
-        raise ValueError(
-            f"train.global_batch = {batch} leaves each of {ranks_total} ranks a single clip, in "
-            "which the fusion network's batch norms see one value per channel; take "
-            f"{2 * ranks_total} or more"
+            f"train.{key} = {getattr(config.train, key)} leaves a single clip at a time to some of "
+            f"{ranks.world_size} ranks, in which the fusion network's batch norms see one value "
+            f"per channel; take {least} or more"
         )
 
 

@@ -27,11 +27,24 @@ def compile_training(model: nn.Module, ranks: Ranks, trial: Callable[[], Tensor]
     """
     network = unwrap(model)
     problem = _first(ranks.gather(_problem_with(_compile_a_line(ranks.device))))
-    if problem is None:
-        network.forward = CompiledForward(network)  # type: ignore[method-assign]
-        problem = _first(ranks.gather(_problem_with(trial)))
-        if problem is not None:
-            del network.forward
+    return problem or try_forward(network, CompiledForward(network), ranks, trial)
+
+
+def try_forward(
+    network: nn.Module,
+    forward: Callable[..., ModelOutput],
+    ranks: Ranks,
+    trial: Callable[[], Tensor],
+) -> str | None:
+    """Let `forward` stand in for the network's own, where `trial` succeeds with it on all ranks;
+    else the network is left as it was, and the first problem returned."""
+    before = vars(network).get("forward")
+    network.forward = forward  # type: ignore[method-assign]
+    problem = _first(ranks.gather(_problem_with(trial)))
+    if problem is not None:
+        del network.forward
+        if before is not None:
+            network.forward = before  # type: ignore[method-assign]
     return problem
 
 
@@ -54,17 +67,25 @@ class CompiledForward:
         """As the network's own forward."""
         if not (self.network.training and torch.is_grad_enabled()):
             return self.plain(*inputs, **options)
-        tensors = list(_tensors([*inputs, *options.values()]))
-        shapes = [tensor.shape for tensor in tensors]
+        options = as_tensors(options, self.network)
+        shapes = [tensor.shape for tensor in _tensors([*inputs, *options.values()])]
         self.shapes = self.shapes or shapes
         if shapes != self.shapes:
             return self.plain(*inputs, **options)
-        # A number is a constant of the program, and the temperature changes with the epoch.
-        for name, value in options.items():
-            if isinstance(value, float):
-                dtype = torch.promote_types(next(self.network.parameters()).dtype, torch.float32)
-                options[name] = torch.full((), value, dtype=dtype, device=tensors[0].device)
         return self.compiled(*inputs, **options)
+
+
+def as_tensors(options: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    """The options with tensors for numbers: a number is a constant of a traced program, and the
+    temperature changes with the epoch."""
+    weight = next(network.parameters())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return {
+        name: torch.full((), value, dtype=dtype, device=weight.device)
+        if isinstance(value, float)
+        else value
+        for name, value in options.items()
+    }
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -65,6 +65,8 @@ def described(state: dict[str, Any]) -> str:
         parts.append(f"best top-1 {progress['best_top1']:.2%}")
     if "optimizer" not in state:
         parts.append("no optimizer state: good for train.init_from, not to go on from")
+    if "ema" in state:
+        parts.append("without the running average of its weights (ema), which has no place there")
     unused = list(state.get("published", {}).get("unused", ()))
     lines = [", ".join(parts)]
     if unused:

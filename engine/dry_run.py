@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from engine import report
-from engine.clips import Clips, check_batch, class_names, open_clips
+from engine.clips import Clips, check_batch, class_names, open_clips, shares
 from engine.config import Config, as_dict, model_options
 from engine.distributed import Ranks
 from engine.initial import initialise
@@ -74,12 +74,12 @@ def schedule(config: Config, clips: Clips) -> str:
 def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
     """Estimate of one rank's memory in a training step: weights, gradients and optimizer, and what
     the forward pass keeps for the backward pass. Counted on shapes alone: nothing is computed."""
-    share = config.train.global_batch // ranks.world_size
+    clips = shares(config, ranks).largest_micro_batch
     with torch.device("meta"):  # fake tensors refuse what some networks initialise themselves by
         model = build_model(config.model.name, **model_options(config))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(ranks.device):
         model.to_empty(device=ranks.device)
-        batch = empty_batch(share, config.data)
+        batch = empty_batch(clips, config.data)
         if precision.weights == torch.float64:  # counted in float32, which is half of it
             single = Precision.choose("fp32", ranks.device)
             activations = 2 * kept_bytes(model, batch, config.loss, single)
@@ -87,11 +87,12 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
             activations = kept_bytes(model, batch, config.loss, precision)
     parameters = sum(p.numel() for p in model.parameters())
     copies = 3 if config.optim.name == "sgd" else 4  # weight, gradient, one or two moments
+    copies += config.train.ema > 0
     fixed = parameters * copies * precision.weights.itemsize
     total = (fixed + activations) / 2**30
     return (
         f"memory per rank, estimated: {total:.2f} GiB = {parameters / 1e6:.2f} M parameters with "
-        f"gradients and optimizer ({fixed / 2**30:.2f} GiB) + activations of {share} clips "
+        f"gradients and optimizer ({fixed / 2**30:.2f} GiB) + activations of {clips} clips "
         f"({activations / 2**30:.2f} GiB)"
     )
 

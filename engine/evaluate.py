@@ -84,7 +84,7 @@ def _evaluate_checkpoint(options: argparse.Namespace, ranks: Ranks) -> None:
     precision = Precision.choose(config.train.precision, ranks.device)
     clips = ranks.agree(lambda: open_clips(config, ranks, precision))
     model = build_model(config.model.name, **model_options(config))
-    ranks.agree(lambda: checkpoint.load_model(model, state, path))
+    ranks.agree(lambda: checkpoint.load_model(model, state, path, averaged=not options.raw))
     network = unwrap(place(model, ranks, precision.weights))
     epoch = max(state["progress"]["epoch"] - 1, 0)  # `progress` counts finished epochs
     keeper = ScoreKeeper()
@@ -101,13 +101,17 @@ def _evaluate_checkpoint(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """--config FILE --checkpoint FILE [--out FOLDER] [section.key=value ...]"""
+    """--config FILE --checkpoint FILE [--out FOLDER] [--raw] [section.key=value ...]"""
     parser = argparse.ArgumentParser(prog="engine/evaluate.py", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="such as best.pt")
     parser.add_argument(
         "--out", metavar="FOLDER", help="where evaluation.json, scores.npz and confusion.png go "
         "(default: beside the checkpoint)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--raw", action="store_true", help="take the weights of the last step, not their running "
+        "average (train.ema), where the checkpoint has both",
     )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
-    trained = open_trained(options.checkpoint, options.config, options.overrides)
+    trained = open_trained(options.checkpoint, options.config, options.overrides, options.raw)
     parity = export(trained, Path(options.out))
     print(
         f"{options.out}: logits of {parity['clips']} random clips differ from the network's by at "
@@ -200,7 +200,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """--checkpoint FILE [--config FILE] OUT [section.key=value ...]"""
+    """--checkpoint FILE [--config FILE] [--raw] OUT [section.key=value ...]"""
     parser = argparse.ArgumentParser(
         prog="engine/export.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -208,6 +208,10 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file instead of the config kept in the checkpoint"
     )
+    parser.add_argument(
+        "--raw", action="store_true", help="take the weights of the last step, not their running "
+        "average (train.ema), where the checkpoint has both",
+    )  # fmt: skip
     parser.add_argument("out", metavar="OUT", help="file to write, .pt2 or .onnx")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="replaces a value of the config"

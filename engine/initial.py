@@ -26,13 +26,13 @@ def initialise(network: nn.Module, config: Config) -> list[str]:
     for modality in ("rgb", "depth"):
         key = f"init_{modality}"
         if path := getattr(config.train, key):
-            saved = _load(path, key)["model"]
+            saved = checkpoint.evaluated(_load(path, key))
             heads = [name for name in saved if name.startswith(HEADS)]
             _fill(getattr(network, modality), saved, heads, path, key)
             lines.append(f"the {modality} network starts from {path}, without its heads")
     if path := config.train.init_from:
         state, own = _load(path, "init_from"), network.state_dict()
-        saved = state["model"]
+        saved = checkpoint.evaluated(state)
         shared = [name for name in sorted(classifier(config)) if name in saved]
         resized = [name for name in shared if saved[name].shape != own[name].shape]
         _fill(network, saved, resized, path, "init_from")

@@ -1,13 +1,15 @@
 """The only forward pass, and the only training step: forward, backward, update."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from engine.accumulation import Shares
 from engine.losses import LossConfig, training_loss
 from engine.skipping import Statistics, StepScaler, begin_momentum, trouble
 from engine.timing import LastGradient, StepClock
@@ -78,16 +80,19 @@ class TrainStep:
         clip_norm: float,
         precision: Precision,
         *,
+        shares: Shares | None = None,
         skip: bool = False,
         clock: StepClock | None = None,
     ):
-        """`skip`: no update from gradients that are not finite. The parts of each step are marked
-        on `clock`."""
+        """`shares`: in which micro batches; None: all at once, as many clips on every rank. `skip`:
+        no update from gradients that are not finite. The parts of each step are marked on `clock`.
+        """
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
         self.clip_norm = clip_norm
         self.precision = precision
+        self.shares = shares
         self.device = next(model.parameters()).device
         self.clock = clock or StepClock(self.device)
         self.scaler = StepScaler(precision.device_type, moving=precision.needs_scaler, skip=skip)
@@ -107,17 +112,57 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)  # first: their memory is for activations
             if self.scaler.is_enabled():
                 self.statistics.keep()
-            output = predict(self.model, batch, temperature, self.precision)
-            loss, parts = training_loss(output, batch.label, self.loss, epoch)
-        with self.clock.part("backward"):
-            self.scaler.scale(loss).backward()
-        if self._last_gradient is not None:
-            self._last_gradient.learned()
+        means = self.accumulate(batch, epoch, temperature)
         with self.clock.part("optimizer"):
             self._update()
+        return means
+
+    def accumulate(self, batch: Batch, epoch: int, temperature: float) -> dict[str, Tensor]:
+        """Gradients of the batch's mean loss, micro batch by micro batch -> means over the batch.
+
+        They are those of the batch taken at once, but for batch norm: it normalises by the micro
+        batches that all ranks take at the same time, and its running statistics move with each.
+        """
+        shares = self.shares or Shares(len(batch.label))
+        parts = shares.split(batch)
+        if len(parts) > 1:
+            self._zero_gradients()
+        means: dict[str, Tensor] = {}
+        for part in parts:
+            clips = len(part.label)
+            with nullcontext() if part is parts[-1] else self._unsynchronised():
+                with self.clock.part("forward"):
+                    loss, found = self._losses(part, epoch, temperature)
+                with self.clock.part("backward"):
+                    self.scaler.scale(loss * shares.weight(clips)).backward()
+            if self._last_gradient is not None:
+                self._last_gradient.learned()
+            for name, mean in found.items():
+                weighted = mean * (clips / len(batch.label))
+                means[name] = means[name] + weighted if name in means else weighted
+        return means
+
+    def _losses(
+        self, batch: Batch, epoch: int, temperature: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A forward pass -> the loss, and all means that are logged."""
+        output = predict(self.model, batch, temperature, self.precision)
+        loss, parts = training_loss(output, batch.label, self.loss, epoch)
         prediction = output.heads()[0].detach().argmax(1)
         top1 = (prediction == batch.label).double().mean()
-        return {"loss": loss.detach(), **parts, "top1": top1}
+        return loss, {"loss": loss.detach(), **parts, "top1": top1}
+
+    def _zero_gradients(self) -> None:
+        """A gradient that is there is added to. A first one is taken as it is, and where a CUDA
+        graph made it (engine/cuda_graph.py), the next one would be written over it."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def _unsynchronised(self) -> AbstractContextManager:
+        """Within it gradients stay on their rank: they are averaged once per step."""
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
 
     def _update(self) -> None:
         """Clip, update, and look whether the gradients were finite."""

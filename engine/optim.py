@@ -2,10 +2,10 @@
 `plateau`, whose state travels in the checkpoint."""
 
 import math
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,6 +43,10 @@ class OptimConfig:
     warmup: int = 3
     """Epochs (or steps) of linear rise from 1e-8 to `lr`."""
 
+    fused: str = "auto"
+    """Whose kernels do SGD's update: `apex` (NVIDIA Apex, for GPUs), `torch`, or `auto`: Apex's
+    where it is installed and the model is on a GPU. The arithmetic is the same."""
+
     patience: int = 4
     cooldown: int = 3
 
@@ -52,10 +56,13 @@ class OptimConfig:
             "name": ("sgd", "adamw"),
             "schedule": ("cosine", "plateau", "constant"),
             "schedule_by": ("epoch", "step"),
+            "fused": ("auto", "apex", "torch"),
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 yield key, f"is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}"
+        if self.fused == "apex" and self.name != "sgd":
+            yield "fused", f"is apex, which is for sgd here; with {self.name} leave it at auto"
         if self.lr <= 0:
             yield "lr", f"is {self.lr}; it must be positive"
         if self.min_lr > self.lr:
@@ -88,18 +95,47 @@ def temperature_at(epoch: int, first: float, last: float, epochs: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters; NVIDIA Apex's fused SGD where it is installed and the
-    model is on a GPU, else torch's own fused kernels."""
+    """SGD or AdamW over all parameters, in fused kernels.
+
+    Raises ValueError where they are to be Apex's and cannot be.
+    """
     parameters = list(model.parameters())
     if config.name == "adamw":
         return torch.optim.AdamW(
             parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-    sgd = partial(torch.optim.SGD, fused=True)
-    if parameters[0].is_cuda:
-        with suppress(ImportError):  # Apex is optional: torch's kernel does the same arithmetic
-            from apex.optimizers import FusedSGD as sgd  # type: ignore
+    sgd = _apex_sgd(config, parameters[0].device) or partial(torch.optim.SGD, fused=True)
     return sgd(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _apex_sgd(config: OptimConfig, device: torch.device) -> Callable[..., torch.optim.SGD] | None:
+    """NVIDIA Apex's SGD where it is to be used."""
+    if config.fused == "torch" or (config.fused == "auto" and device.type != "cuda"):
+        return None
+    if device.type != "cuda":
+        raise ValueError("optim.fused is apex, which is for GPUs; set optim.fused=torch")
+    try:
+        from apex.optimizers import FusedSGD  # type: ignore
+    except ImportError as error:
+        if config.fused == "auto":  # Apex is optional
+            return None
+        raise ValueError(
+            f"optim.fused is apex, but NVIDIA Apex cannot be imported ({error}); install it from "
+            "NVIDIA's source tree, or set optim.fused=torch"
+        ) from None
+    return FusedSGD
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from another's state, by the kernels of this one: torch's `load_state_dict` takes
+    over whose they were, and published states name none."""
+    ours: list[dict[str, Any]] = [
+        {key: group[key] for key in ("fused", "foreach") if key in group}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, kernels in zip(optimizer.param_groups, ours, strict=True):
+        group.update(kernels)
 
 
 class LearningRate:

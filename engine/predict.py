@@ -101,7 +101,7 @@ def _predict(options: argparse.Namespace) -> None:
     if not clips:
         raise ValueError("no clip was named; give videos or folders of frames")
     pictures = picture_paths(options.explain, len(clips)) if options.explain else []
-    trained = open_trained(options.checkpoint, options.config, overrides)
+    trained = open_trained(options.checkpoint, options.config, overrides, options.raw)
     entries = []
     for i, result in enumerate(recognise(trained, clips, options.device, bool(pictures))):
         entry: dict[str, Any] = {"clip": result.clip, "top": result.top(trained.classes)}
@@ -150,6 +150,8 @@ def command_line() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, metavar="FILE", help="such as runs/X/last.pt")
     add("--config", metavar="FILE", help="YAML file instead of the config kept in the checkpoint")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--raw", action="store_true", help="take the weights of the last step, not their running "
+        "average (train.ema),\nwhere the checkpoint has both")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of text")
     add("--explain", metavar="OUT.png|OUT.gif", help="draw what the network looked at: class "
         "activation over the frames,\nattention of each branch, recoupling weights; several clips "

@@ -6,7 +6,7 @@ Both are tried on a real batch, and leave the network as it was.
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def check_precision(
     """
     if precision.compute.itemsize != 2:
         return
-    batch = first_clips(batch, CLIPS)
+    batch = batch.part(0, CLIPS)
     single = dataclasses.replace(precision, compute=torch.float32)
     with without_trace(network, dropout=False):
         calls, expected = _record(network, batch, loss, single)
@@ -69,17 +69,6 @@ def check_precision(
             f"{'; '.join(problems[:3])}{more}. Set train.precision=fp32, or install another torch "
             "(README, Versions)"
         )
-
-
-def first_clips(batch: Batch, count: int) -> Batch:
-    """The first `count` clips."""
-
-    def cut(value: Any) -> Any:
-        if value is None:
-            return None
-        return tuple(map(cut, value)) if isinstance(value, tuple) else value[:count]
-
-    return Batch(*(cut(getattr(batch, field.name)) for field in dataclasses.fields(batch)))
 
 
 def trial(model: nn.Module, batch: Batch, loss: LossConfig, precision: Precision) -> Tensor:

@@ -24,13 +24,15 @@ from engine.metrics import Stopwatch
 
 MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
+    "optim": {"fused"},
     "train": {
-        "device", "compile", "eval_batch", "save_every", "log_every", "run_dir", "timeout_s",
-        "profile", "flop_use", "on_nan", "max_loss",
+        "device", "compile", "cuda_graph", "gc", "eval_batch", "micro_batch", "save_every",
+        "log_every", "run_dir", "timeout_s", "profile", "flop_use", "on_nan", "max_loss",
     },
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change no result, or only what becomes of steps
-that would have stopped it."""
+that would have stopped it; `micro_batch`, which follows the machine's memory, says what batch norm
+sees at a time."""
 
 
 HANDOVER_S = 60.0

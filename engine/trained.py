@@ -27,10 +27,14 @@ class Trained:
 
 
 def open_trained(
-    path: str | Path, config_file: str | None = None, overrides: Iterable[str] = ()
+    path: str | Path,
+    config_file: str | None = None,
+    overrides: Iterable[str] = (),
+    raw: bool = False,
 ) -> Trained:
     """The network of a checkpoint (ours, or a published one with `config_file`), by the config kept
-    in it or by `config_file`, with `section.key=value` overrides.
+    in it or by `config_file`, with `section.key=value` overrides; `raw`: with the weights of its
+    last step even where it holds their running average (train.ema).
 
     Raises ValueError naming the file and what does not fit.
     """
@@ -43,7 +47,7 @@ def open_trained(
     else:  # published, where only shapes tell of the config
         raise ValueError(f"{path}: holds no whole config; name the one it goes with by --config")
     network = build_model(config.model.name, **model_options(config))
-    checkpoint.load_model(network, state, path)
+    checkpoint.load_model(network, state, path, averaged=not raw)
     train = config.train
     epoch = max(state["progress"]["epoch"] - 1, 0)  # `progress` counts finished epochs
     temperature = temperature_at(epoch, *train.temperature, train.temperature_epochs)

@@ -10,16 +10,19 @@ import torch
 from tqdm import tqdm
 
 from engine import checkpoint, report
-from engine.clips import check_batch, class_names, open_clips
+from engine.averaging import WeightAverage
+from engine.clips import check_batch, class_names, open_clips, shares
 from engine.compilation import compile_training, is_wanted
 from engine.config import Config, as_dict, model_options, with_options
+from engine.cuda_graph import capture_training
 from engine.distributed import Ranks, place, unwrap
 from engine.divergence import LossWatch, skipped
 from engine.evaluate import evaluate
+from engine.garbage import between_steps
 from engine.initial import initialise
 from engine.loop import Precision, TrainStep
 from engine.metrics import Average, Stopwatch
-from engine.optim import LearningRate, build_optimizer, temperature_at
+from engine.optim import LearningRate, build_optimizer, resume_optimizer, temperature_at
 from engine.rehearsal import check_precision, trial
 from engine.run import Progress, RunDirectory, device_name, result
 from engine.signals import StopAgreement, Stopped, StopRequest
@@ -56,12 +59,16 @@ class Training:
         if getattr(network, "published_reshape", False):  # perhaps by the weights it starts from
             self.config = config = with_options(config, published_reshape=True)
         self.model = place(network, ranks, self.precision.weights)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.weight_average: WeightAverage | None = None
+        if config.train.ema:
+            self.weight_average = WeightAverage(unwrap(self.model), config.train.ema)
+        self.optimizer = ranks.agree(lambda: build_optimizer(self.model, config.optim))
         self.rate = LearningRate(self.optimizer, config.optim)
         self.clock = StepClock(ranks.device)
+        self.shares = shares(config, ranks)
         self.step = TrainStep(
             self.model, self.optimizer, config.loss, config.optim.clip_norm, self.precision,
-            skip=config.train.on_nan == "skip", clock=self.clock,
+            shares=self.shares, skip=config.train.on_nan == "skip", clock=self.clock,
         )  # fmt: skip
         self.losses = LossWatch(
             self.step, ranks, config.train.log_every, config.train.max_loss, self.clips.train_name
@@ -105,17 +112,27 @@ class Training:
         loss, precision = self.config.loss, self.precision
         network = unwrap(self.model)
         self.ranks.agree(lambda: check_precision(network, first, loss, precision))
-        if is_wanted(self.config.train.compile, self.ranks.device):
-            problem = compile_training(
-                self.model, self.ranks, lambda: trial(self.model, first, loss, precision)
-            )
-            if problem and self.ranks.is_main:
-                print(f"train.compile: not compiled, {problem}", flush=True)
+        self._speed_up(self.shares.split(first)[0])
         if self.config.train.flop_use:
             said = self.speed.prepare(self.config, first, precision)
             if self.ranks.is_main:
                 print(said, flush=True)
         return itertools.chain([first], batches)
+
+    def _speed_up(self, batch: Batch) -> None:
+        """Compile and capture the step where that is wanted and works with a (micro) batch."""
+        train, model, ranks = self.config.train, self.model, self.ranks
+        wanted = {
+            "train.compile: not compiled": is_wanted(train.compile, ranks.device),
+            "train.cuda_graph: not captured": train.cuda_graph == "on",
+        }
+        for failure, prepare in zip(wanted, (compile_training, capture_training), strict=True):
+            if wanted[failure]:
+                problem = prepare(
+                    model, ranks, lambda: trial(model, batch, self.config.loss, self.precision)
+                )
+                if problem and ranks.is_main:
+                    print(f"{failure}, {problem}", flush=True)
 
     def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> None:
         """The steps left of one epoch."""
@@ -130,14 +147,17 @@ class Training:
         self.model.train()
         self.trace.before(progress.step + 1)
         batches = self.clock.watch(itertools.islice(batches, last - progress.step))
-        for batch in self.watch.watch(batches):
+        for batch in between_steps(self.watch.watch(batches), train.gc):
             rate = self.rate.set(epoch, train.epochs, progress.step, total)
             # Dropout is a function of the step, so that no generator state has to be stored.
             torch.manual_seed(_step_seed(train.seed, progress.step, self.ranks.rank))
             means = self.step(batch, epoch, temperature)
             self.average.add(len(batch.label), **means)
+            if self.weight_average:
+                self.weight_average.update(progress.step)
             progress.step += 1
-            self.losses.add(progress.step, epoch, means["loss"], batch.index)
+            loss = means["loss"] * self.shares.weight(len(batch.label))
+            self.losses.add(progress.step, epoch, loss, batch.index)
             bar.update()
             if progress.step % train.log_every == 0 or progress.step == last:
                 self._log(epoch, rate, temperature, bar)
@@ -170,8 +190,10 @@ class Training:
             followed = self.ranks.watchdog.evaluation(batches, self.progress.step - 1)
             return itertools.takewhile(lambda _: not self.stop.request.asked, followed)
 
+        average = self.weight_average
+        network = average.network if average else unwrap(self.model)
         scores = evaluate(
-            unwrap(self.model), self.clips, self.config, self.ranks, self.precision, epoch,
+            network, self.clips, self.config, self.ranks, self.precision, epoch,
             through=until_stopped,
         )  # fmt: skip
         if signal := self.stop.now():  # nothing of a part of the list is kept
@@ -232,7 +254,9 @@ class Training:
 
     def _state(self) -> dict[str, Any]:
         """Tensors and plain values: all that `_resume` needs for a bit-equal continuation."""
+        average = self.weight_average
         return {
+            **({"ema": average.network.state_dict()} if average else {}),
             "config": as_dict(self.config),
             "classes": class_names(self.config.data),  # for predictions far from the data set
             "progress": dataclasses.asdict(self.progress),
@@ -254,11 +278,14 @@ class Training:
                     f"{self.run.last}: holds weights only, from which no run can go on; start from "
                     "them with train.init_from, in another train.run_dir"
                 )
+            if self.weight_average:  # without one in the file it starts from the weights
+                network = self.weight_average.network
+                checkpoint.load_model(network, state, self.run.last, averaged=True)
             done = state["progress"]  # published checkpoints count epochs, not steps
             self.progress = Progress(**{"step": self.clips.steps_before(done["epoch"]), **done})
+            resume_optimizer(self.optimizer, state["optimizer"])
             for part, name in (
-                (self.optimizer, "optimizer"), (self.rate, "rate"), (self.step.scaler, "scaler"),
-                (self.watch, "watch"),
+                (self.rate, "rate"), (self.step.scaler, "scaler"), (self.watch, "watch")
             ):  # fmt: skip
                 part.load_state_dict(state[name])
             self.average.resume(state["average"])

@@ -1,7 +1,9 @@
 """The layout contract between the pipelines and the training loop."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +41,16 @@ class Batch:
         clips = self.clip if isinstance(self.clip, tuple) else (self.clip,)
         maps = self.motion if isinstance(self.motion, tuple) else (self.motion,) * len(clips)
         return tuple(zip(clips, maps, strict=True))
+
+    def part(self, first: int, end: int) -> "Batch":
+        """Its clips `first` to `end - 1`, in views of its memory."""
+
+        def cut(value: Any) -> Any:
+            if value is None:
+                return None
+            return tuple(map(cut, value)) if isinstance(value, tuple) else value[first:end]
+
+        return Batch(*(cut(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it holds."""

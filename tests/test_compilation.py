@@ -14,7 +14,7 @@ from engine.distributed import Ranks
 from engine.loop import Precision, TrainStep, predict
 from engine.losses import LossConfig
 from engine.optim import OptimConfig, build_optimizer
-from engine.rehearsal import first_clips, trial
+from engine.rehearsal import trial
 from models.output import ModelOutput
 from models.registry import build_model
 from pipelines.batch import Batch
@@ -76,7 +76,7 @@ def test_a_compiled_network_trains_as_the_plain_one(traced_only, name):
         torch.testing.assert_close(compiled.state_dict()[key], tensor, rtol=1e-9, atol=1e-9)
     for model in (plain, compiled):
         model.eval()
-    one = first_clips(batch, 1)
+    one = batch.part(0, 1)
     with torch.no_grad():
         outputs = [predict(model, one, 1.0, precision) for model in (plain, compiled)]
     torch.testing.assert_close(outputs[1].logits, outputs[0].logits, rtol=1e-9, atol=1e-9)

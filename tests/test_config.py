@@ -87,6 +87,11 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("model.knn_ratio=7", "model: knn_ratio must be from 0 to 1, not 7.0"),
         ("train.precision=half", "train: precision is 'half' (one of auto, bf16, fp16, fp32, "
          "fp64)"),
+        ("train.cuda_graph=auto", "train: cuda_graph is 'auto' (one of on, off)"),
+        ("train.ema=1", "train: ema is 1.0; it must be 0 (off) or more and below 1"),
+        ("train.gc=-1", "train: gc is -1; it must be 0 (off) or more"),
+        ("train.micro_batch=-2", "train: micro_batch is -2; it must be 0 (off) or more"),
+        ("optim.fused=nvidia", "optim: fused is 'nvidia'; it must be one of auto, apex, torch"),
         ("train.compile=never", "train: compile is 'never' (one of auto, on, off)"),
         ("train.init_rgb=a.pt", "train: init_rgb is for decoupled_fusion; set init_from for "
          "decoupled"),
@@ -101,6 +106,13 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(config_file, override
     with pytest.raises(ValueError) as error:
         load(config_file, [override])
     assert str(error.value) == f"{config_file}: {message}"
+
+
+def test_apex_is_for_sgd(config_file):
+    with pytest.raises(
+        ValueError, match=r"optim: fused is apex, which is for sgd here; with adamw"
+    ):
+        load(config_file, ["optim.name=adamw", "optim.fused=apex"])
 
 
 @pytest.mark.parametrize("word", ["on", "off", "auto"])

@@ -65,8 +65,8 @@ def test_a_single_clip_per_rank_is_refused_before_any_data_is_read(train):
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert lines == [
-        "error: train.global_batch = 2 leaves each of 2 ranks a single clip, in which the fusion "
-        "network's batch norms see one value per channel; take 4 or more"
+        "error: train.global_batch = 2 leaves a single clip at a time to some of 2 ranks, in "
+        "which the fusion network's batch norms see one value per channel; take 4 or more"
     ]
 
 

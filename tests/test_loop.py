@@ -15,7 +15,9 @@ from engine.loop import Precision, TrainStep, predict
 from engine.losses import LossConfig
 from engine.metrics import Average
 from engine.optim import OptimConfig, build_optimizer
+from engine.skipping import StepScaler
 from engine.training import Training
+from models.output import ModelOutput
 from models.registry import build_model
 from pipelines.batch import Batch
 
@@ -89,6 +91,49 @@ def test_bf16_on_the_cpu_follows_fp32():
         outputs[name] = predict(step.model.eval(), tiny_batch(CPU), 1.0, step.precision).logits
     difference = (outputs["bf16"].float() - outputs["fp32"]).norm() / outputs["fp32"].norm()
     assert difference < 0.05
+
+
+class Faint(torch.nn.Module):
+    """The gradient of what its first layer puts out is near 1e-9, where float16 has only 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, clip: torch.Tensor, **_: object) -> ModelOutput:
+        return ModelOutput(self.last(self.first(clip)) * 1e-8)
+
+
+def faint_step(precision: str) -> TrainStep:
+    model = Faint()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e8)
+    return TrainStep(model, optimizer, LossConfig(), 0.0, Precision.choose(precision, CPU))
+
+
+def moved(step: TrainStep) -> torch.Tensor:
+    """What a step does to the first layer's bias."""
+    before = step.model.first.bias.detach().clone()
+    clip = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    label = torch.arange(5) % 3
+    step(Batch(clip, None, label, (), label), epoch=0, temperature=1.0)
+    return step.model.first.bias.detach() - before
+
+
+def test_the_loss_scale_keeps_gradients_that_float16_has_no_number_for():
+    expected, found, unscaled = (faint_step(name) for name in ("fp32", "fp16", "fp16"))
+    unscaled.scaler = StepScaler("cpu", moving=False, skip=False)
+    exact = moved(expected)
+    assert exact.abs().min() > 0
+    torch.testing.assert_close(moved(found), exact, rtol=0.02, atol=0)
+    assert not moved(unscaled).any()
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_halved():
+    step = faint_step("fp16")
+    step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": 2.0**60})
+    assert not moved(step).any()
+    assert step.scaler.get_scale() == 2.0**59
 
 
 @pytest.mark.gpu

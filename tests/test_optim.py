@@ -1,15 +1,20 @@
 """engine/optim.py: the published learning-rate and temperature curves, to the digit."""
 
+import copy
 import math
+import sys
+import types
 
 import pytest
 import torch
 from torch import nn
 
+from engine import optim
 from engine.optim import (
     LearningRate,
     OptimConfig,
     build_optimizer,
+    resume_optimizer,
     scheduled_lr,
     temperature_at,
 )
@@ -92,3 +97,74 @@ def test_sgd_decays_every_parameter_and_keeps_momentum():
 def test_adamw_is_there_for_small_networks():
     optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(name="adamw", lr=0.003))
     assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["lr"] == 0.003
+
+
+class ApexSGD(torch.optim.SGD):
+    """In place of Apex's, which needs a GPU: its groups know nothing of torch's kernels."""
+
+    def __init__(self, params, lr, momentum, weight_decay):
+        super().__init__(params, lr, momentum, weight_decay=weight_decay)
+        for group in self.param_groups:
+            for key in ("fused", "foreach", "maximize", "differentiable"):
+                del group[key]
+
+    def step(self):
+        for group in self.param_groups:
+            group.update(fused=None, foreach=None, maximize=False, differentiable=False)
+        super().step()
+
+
+@pytest.fixture
+def apex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apex, installed."""
+    modules = {name: types.ModuleType(name) for name in ("apex", "apex.optimizers")}
+    modules["apex.optimizers"].FusedSGD = ApexSGD
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize(
+    ("fused", "device", "expected"),
+    [("auto", "cuda", True), ("auto", "cpu", False), ("torch", "cuda", False),
+     ("apex", "cuda", True)],
+)  # fmt: skip
+def test_apex_is_used_on_gpus_where_it_is_installed(apex, fused, device, expected):
+    found = optim._apex_sgd(OptimConfig(fused=fused), torch.device(device))
+    assert (found is ApexSGD) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cpu", "optim.fused is apex, which is for GPUs; set optim.fused=torch"),
+     ("cuda", "optim.fused is apex, but NVIDIA Apex cannot be imported .*; install it from")],
+)  # fmt: skip
+def test_apex_that_cannot_be_used_is_refused_only_where_asked_for(monkeypatch, device, message):
+    monkeypatch.setitem(sys.modules, "apex", None)  # as if not installed
+    with pytest.raises(ValueError, match=message):
+        optim._apex_sgd(OptimConfig(fused="apex"), torch.device(device))
+    assert optim._apex_sgd(OptimConfig(), torch.device(device)) is None
+
+
+def one_step(optimizer: torch.optim.Optimizer, layer: nn.Linear) -> None:
+    layer.weight.grad = torch.full_like(layer.weight, 2.0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("first", ["apex", "torch"])
+def test_a_run_goes_on_with_the_kernels_of_the_machine_it_is_on(first):
+    """Same momentum; the state's own groups know other kernels or none."""
+    layers = [nn.Linear(3, 1, bias=False) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    config = OptimConfig(lr=0.5)
+    torchs = build_optimizer(layers[0], config)
+    other = ApexSGD(layers[1].parameters(), 0.5, 0.9, 3e-4)
+    before, after = (other, torchs) if first == "apex" else (torchs, other)
+    layer, going_on = (layers[1], layers[0]) if first == "apex" else (layers[0], layers[1])
+    one_step(before, layer)
+    going_on.load_state_dict(layer.state_dict())
+    resume_optimizer(after, copy.deepcopy(before.state_dict()))
+    if first == "apex":
+        assert after.param_groups[0]["fused"] is True
+    one_step(before, layer)
+    one_step(after, going_on)
+    torch.testing.assert_close(going_on.weight, layer.weight)

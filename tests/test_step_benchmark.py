@@ -1,6 +1,8 @@
 """benchmarks/: the straightforward network is the engine's, the benchmark runs, the gate closes."""
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,39 @@ def test_what_was_tried_for_speed_computes_the_same(name):
         )
         losses.append([step(batch, 5, 0.5)["loss"].item() for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+@pytest.fixture
+def collecting() -> Iterator[None]:
+    """Python collects garbage by itself again."""
+    yield
+    gc.collect()  # of a form's steps, which never end
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("name", ["torch_sgd", "averaged", "accumulated", "collected_apart"])
+def test_a_form_of_an_option_takes_the_chosen_forms_step(collecting, name):
+    """The loss of the first is as dropout is drawn; later ones are of other weights."""
+    losses = []
+    for form in ("chosen", name):
+        step = forms.FORMS[form](small_setting())
+        torch.manual_seed(3)
+        losses.append([step().item() for _ in range(2)])
+    assert losses[1][1] < losses[1][0]
+    if name != "accumulated":  # whose batch norm sees half a batch
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert gc.isenabled() == (name != "collected_apart")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("graphed", "this form cannot be made here: CUDA graphs are for GPUs, and this run is on the"),
+     ("apex_sgd", "optim.fused is apex, which is for GPUs; set optim.fused=torch")],
+)  # fmt: skip
+def test_a_form_that_a_machine_cannot_run_says_why(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        forms.FORMS[name](small_setting())
 
 
 def test_the_arithmetic_of_a_step_is_the_published_count():

@@ -1,13 +1,14 @@
-"""Checkpoints on disk: tensors and numbers only, replaced atomically, never half written.
+"""Checkpoints on disk: tensors and numbers only, replaced atomically, held to their checksums.
 
 Published checkpoints are read too. No file gets to execute code.
 """
 
 import os
-import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ FORMAT = 1
 NUMPY_NUMBERS = ("float64", "float32", "float16", "int64", "int32", "bool")
 """What the published trainers left in their files: NumPy's learning rates and accuracies."""
 
+ZIP = b"PK\3\4"
+"""How files of torch.save begin since torch 1.6."""
+
+
+class Damaged(ValueError):
+    """A file that no longer holds what was written to it; its text names the file."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` in our form to `path`, as `write` does."""
@@ -34,36 +42,30 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Write `state` as it is to `path`; a crash or a full disk at any moment leaves the old file
     whole. Raises OSError naming the file.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as RuntimeError.
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"{path}: cannot be saved ({error}); the checkpoint before it is untouched: free some "
-            "space, or set train.run_dir to a folder that can be written"
-        ) from error
+    with _replacing(path) as partial, open(partial, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def copy(source: Path, target: Path) -> None:
-    """A second name for a saved checkpoint, as atomic as `save`."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
-    _sync_folder(target.parent)
+def link(source: Path, target: Path) -> None:
+    """A second name for the saved file `source`, given as `write` writes: a hard link, or a copy
+    where the file system has none."""
+    with _replacing(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            with open(source, "rb") as whole, open(partial, "wb") as copy:
+                shutil.copyfileobj(whole, copy, 1 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """A checkpoint in our form: what `save` wrote, or a published one (torchvision's weights of a
     video network among them), converted.
 
-    Raises ValueError naming the file where it is neither.
+    Raises ValueError naming the file where it is neither, Damaged where it was one.
     """
     return in_our_form(read(path, device), path)
 
@@ -89,14 +91,16 @@ def in_our_form(content: Any, path: Path) -> dict[str, Any]:
 def read(path: Path, device: torch.device | str = "cpu") -> Any:
     """A file of torch.save's, whatever it holds; nothing in it is executed.
 
-    Raises ValueError naming the file, and what it asks for beyond tensors and numbers.
+    Raises Damaged naming the file, or ValueError naming what it asks for beyond tensors and
+    numbers.
     """
     kinds = [type(np.dtype(name)) for name in NUMPY_NUMBERS]
     readers = [_numpy_number(module) for module in ("numpy.core", "numpy._core")]
     try:
+        _hold_to_checksums(path)
         with torch.serialization.safe_globals([np.dtype, *kinds, *readers]):
             return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # zipfile and pickle raise whatever damage makes them stumble over
         asked = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))
         if asked:
             raise ValueError(
@@ -104,10 +108,28 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
                 "that brings calls can do anything; have its sender save tensors and numbers only"
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: cannot be read as a checkpoint ({reason}); delete it to start anew, or put "
-            "a good copy in its place"
+        raise Damaged(
+            f"{path}: cannot be read as a checkpoint ({reason}); put a good copy in its place, or "
+            "take another checkpoint"
         ) from None
+
+
+def _hold_to_checksums(path: Path) -> None:
+    """Compare every record of a file of torch.save's with the CRC32 that is kept beside it, which
+    torch.load does not. Files from before torch 1.6 keep none. Raises ValueError naming the record.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(ZIP)) != ZIP and not zipfile.is_zipfile(file):
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                # All 0: written under torch.serialization.set_crc32_options(False).
+                kept = any(record.CRC for record in archive.infolist())
+                damaged = archive.testzip() if kept else None
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"its end is missing or damaged: {error}") from None
+        if damaged:
+            raise ValueError(f"{damaged} differs from its checksum")
 
 
 def difference(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
@@ -162,6 +184,26 @@ def _numpy_number(module: str) -> Callable[..., Any]:
     scalar.__module__ = f"{module}.multiarray"
     scalar.__qualname__ = "scalar"
     return scalar
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to: what the block leaves there takes the place of `path`, in one go and for
+    good, or, where anything fails, never. Raises OSError naming `path`."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        yield partial
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as RuntimeError.
+        with suppress(OSError):  # a disk that cannot be written
+            partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path}: cannot be saved ({error}); the checkpoint before it is untouched: free some "
+            "space, or set train.run_dir to a folder that can be written"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

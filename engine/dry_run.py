@@ -31,7 +31,7 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     ranks.from_main(lambda: run.prepare(config))
     ranks.agree(lambda: check_batch(config, ranks))
     clips = ranks.agree(lambda: open_clips(config, ranks, precision))
-    weights = ranks.agree(lambda: [] if run.last.exists() else starting_weights(config))
+    weights = ranks.agree(lambda: [] if run.checkpoints() else starting_weights(config))
     if not ranks.is_main:
         return
     yaml.safe_dump(as_dict(config), sys.stdout, sort_keys=False)

@@ -1,10 +1,12 @@
-"""A run's directory: resolved config, metrics, checkpoints, result. Only rank 0 writes it."""
+"""A run's directory: whose it is, resolved config, names of checkpoints, result. Only rank 0 writes
+it; checkpoints are written by engine/saver.py."""
 
 import dataclasses
 import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -16,18 +18,18 @@ from typing import Any, TextIO
 
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
-from engine import checkpoint
 from engine.config import Config, as_dict, load
 from engine.metrics import Stopwatch
+from engine.metrics_log import MetricsLog
+from engine.warn import warn
 
 MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
     "optim": {"fused"},
     "train": {
         "device", "compile", "cuda_graph", "gc", "eval_batch", "micro_batch", "save_every",
-        "log_every", "run_dir", "timeout_s", "profile", "flop_use", "on_nan", "max_loss",
+        "keep", "log_every", "run_dir", "timeout_s", "profile", "flop_use", "on_nan", "max_loss",
     },
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change no result, or only what becomes of steps
@@ -37,6 +39,8 @@ sees at a time."""
 
 HANDOVER_S = 60.0
 """torchrun gives a process 30 s to end, and a machine may take its time to say so."""
+
+STEP_FILE = re.compile(r"step_(\d{8,})\.pt")
 
 
 @dataclass
@@ -52,6 +56,10 @@ class Progress:
     best_top1: float = -1.0
     best_epoch: int = -1
 
+    def is_after(self, line: dict[str, Any]) -> bool:
+        """Whether what a line of metrics.jsonl tells of had happened by then."""
+        return line["step"] <= self.step and (line["kind"] == "train" or line["epoch"] < self.epoch)
+
 
 class RunDirectory:
     """Files of one run below `path`."""
@@ -60,37 +68,81 @@ class RunDirectory:
         self.path = Path(path)
         self.last = self.path / "last.pt"
         self.best = self.path / "best.pt"
-        self.metrics = self.path / "metrics.jsonl"
-        self._events: SummaryWriter | None = None
+        self.metrics = MetricsLog(self.path)
+        self._lock = self.path / "lock"
         self._claim: TextIO | None = None
+        self._config = ""
+        """What config.yaml holds."""
 
     def claim(self) -> None:
-        """Keep other processes from training in it until this one ends, however it ends.
+        """Keep other processes from training in it until this one ends, however it ends, and
+        remove what a killed one left half written.
 
         Raises ValueError naming the process that already does, OSError where no file can be.
         """
-        path = self.path / "lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Open until the process ends, and not yet emptied: it may be another's.
-            self._claim = path.open("a+")
+            lock = self._lock.open("a+")  # not yet emptied: it may be another's
         except OSError as error:
             raise self._cannot_be_written(error) from None
         try:
-            _lock(self._claim)
+            _lock(lock)
         except BlockingIOError:
-            self._claim.seek(0)
+            lock.seek(0)
             raise ValueError(
-                f"{self.path}: {self._claim.read().strip()} already trains in it; wait for it, "
+                f"{self.path}: {lock.read().strip()} already trains in it; wait for it, "
                 "stop it, or choose another train.run_dir"
             ) from None
         except OSError as error:  # a file system without locks
-            print(f"{path}: cannot be locked ({error.strerror}): make sure that no other process "
-                  f"trains in {self.path}", file=sys.stderr)  # fmt: skip
+            self._claim = lock
+            warn(f"{self._lock}: cannot be locked ({error.strerror}): make sure that no other "
+                 f"process trains in {self.path}")  # fmt: skip
             return
-        self._claim.truncate(0)
-        self._claim.write(f"process {os.getpid()} on {platform.node()}{_launch()}\n")
-        self._claim.flush()
+        self._claim = lock  # open until the process ends
+        try:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}{_launch()}\n")
+            lock.flush()
+            for left in self.path.glob("*.partial"):
+                left.unlink()
+        except OSError as error:
+            raise self._cannot_be_written(error) from None
+
+    def restore(self) -> None:
+        """Make the directory again, with the lock and the config in it, where it was deleted while
+        this process trains. Raises OSError naming it, also where it has become another's."""
+        if not self._is_ours():
+            try:
+                self.claim()
+            except ValueError as error:
+                raise OSError(str(error)) from None
+        try:
+            if self._config and not (self.path / "config.yaml").exists():
+                (self.path / "config.yaml").write_text(self._config)
+        except OSError as error:
+            raise self._cannot_be_written(error) from None
+
+    def _is_ours(self) -> bool:
+        """Whether the lock in the directory is the one that this process holds."""
+        try:
+            return self._claim is not None and os.path.samestat(
+                os.stat(self._lock), os.fstat(self._claim.fileno())
+            )
+        except OSError:  # it is gone
+            return False
+
+    def step_files(self) -> list[Path]:
+        """Checkpoints named by their step, oldest first."""
+        found = [path for path in self.path.glob("step_*.pt") if STEP_FILE.fullmatch(path.name)]
+        return sorted(found, key=step_of)
+
+    def step_file(self, step: int) -> Path:
+        """The name of the checkpoint of a step."""
+        return self.path / f"step_{step:08d}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """What the run can go on from, in the order to try it: last.pt, then the newest step."""
+        return [path for path in (self.last, *reversed(self.step_files())) if path.exists()]
 
     def prepare(self, config: Config) -> Config:
         """Make the directory and write the resolved config, or check that a run found there is
@@ -101,7 +153,7 @@ class RunDirectory:
         saved = self.path / "config.yaml"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if saved.exists() and self.last.exists():
+            if saved.exists() and self.checkpoints():
                 # Loaded, not only parsed: keys that came after that run count as their defaults.
                 before = load(saved)
                 if config.data.source == "auto":
@@ -115,8 +167,8 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         """config.yaml: the resolved config."""
-        text = yaml.safe_dump(as_dict(config), sort_keys=False)
-        (self.path / "config.yaml").write_text(text)
+        self._config = yaml.safe_dump(as_dict(config), sort_keys=False)
+        (self.path / "config.yaml").write_text(self._config)
 
     def _cannot_be_written(self, error: OSError) -> OSError:
         return OSError(
@@ -137,39 +189,19 @@ class RunDirectory:
 
     def rewind(self, progress: Progress) -> None:
         """Forget what was logged after the checkpoint that training resumes from."""
-        if self.metrics.exists():
-            kept = [
-                line
-                for line in self.metrics.read_text().splitlines(keepends=True)
-                if line.endswith("\n") and _is_before(json.loads(line), progress)
-            ]
-            partial = self.metrics.with_name(self.metrics.name + ".partial")
-            partial.write_text("".join(kept))  # a kill in mid-write must not cost the log
-            os.replace(partial, self.metrics)
-        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=progress.step + 1)
+        self.metrics.rewind(progress.step, progress.is_after)
 
     def log(self, kind: str, step: int, epoch: int, **values: Any) -> None:
         """One line of metrics.jsonl; its numbers also to TensorBoard, named `kind/key`."""
-        line = json.dumps({"kind": kind, "epoch": epoch, "step": step, **values})
-        with open(self.metrics, "a") as file:
-            file.write(line + "\n")
-        assert self._events is not None, "rewind() comes first"
-        for key, value in values.items():
-            if isinstance(value, (int, float)):
-                self._events.add_scalar(f"{kind}/{key}", value, step)
+        self.metrics.add(kind, step, epoch, **values)
 
     def read_metrics(self, kind: str) -> list[dict[str, Any]]:
         """All logged lines of one kind, oldest first."""
-        if not self.metrics.exists():
-            return []
-        lines = map(json.loads, self.metrics.read_text().splitlines())
-        return [line for line in lines if line["kind"] == kind]
+        return self.metrics.read(kind)
 
-    def save(self, state: dict[str, Any], is_best: bool = False) -> None:
-        """`last.pt`, and before it `best.pt`: a crash between the two repeats the evaluation."""
-        if is_best:
-            checkpoint.save(self.best, state)
-        checkpoint.save(self.last, state)
+    def close(self) -> None:
+        """Write what waits of the metrics. Raises OSError where that still fails."""
+        self.metrics.close()
 
     def write_quarantine(self, lines: Sequence[str]) -> None:
         """quarantine.txt: the clips left out for damage, one a line; none, no file."""
@@ -181,12 +213,17 @@ class RunDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """result.json: the run's summary, written when it is complete."""
-        (self.path / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        try:
+            (self.path / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise self._cannot_be_written(error) from None
 
-    def close(self) -> None:
-        """Flush TensorBoard's events."""
-        if self._events is not None:
-            self._events.close()
+
+def step_of(path: Path) -> int:
+    """The step in a step file's name."""
+    match = STEP_FILE.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
 
 
 def result(
@@ -251,9 +288,3 @@ def _lock(file: TextIO) -> None:
             if not ours or time.monotonic() > deadline:
                 raise
         time.sleep(0.1)
-
-
-def _is_before(line: dict[str, Any], progress: Progress) -> bool:
-    return line["step"] <= progress.step and (
-        line["kind"] == "train" or line["epoch"] < progress.epoch
-    )

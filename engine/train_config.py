@@ -67,6 +67,10 @@ class TrainConfig:
     save_every: int = 0
     """Steps between saves of `last.pt`; it is saved at each epoch's end in any case."""
 
+    keep: int = 3
+    """Checkpoints of the latest saves that are kept, the last one included: where it is damaged,
+    the run goes on from the one before."""
+
     log_every: int = 10
     """Steps between log lines: the loop waits for the device once per line."""
 
@@ -90,7 +94,9 @@ class TrainConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong with it) of every impossible value."""
-        for key in ("epochs", "global_batch", "eval_batch", "temperature_epochs", "log_every"):
+        for key in (
+            "epochs", "global_batch", "eval_batch", "temperature_epochs", "keep", "log_every"
+        ):  # fmt: skip
             if getattr(self, key) < 1:
                 yield key, f"is {getattr(self, key)}; it must be at least 1"
         if self.save_every < 0:

@@ -25,10 +25,12 @@ from engine.metrics import Average, Stopwatch
 from engine.optim import LearningRate, build_optimizer, resume_optimizer, temperature_at
 from engine.rehearsal import check_precision, trial
 from engine.run import Progress, RunDirectory, device_name, result
+from engine.saver import Saver, start_point
 from engine.signals import StopAgreement, Stopped, StopRequest
 from engine.speed import Speed, bar_text
 from engine.timing import StepClock
 from engine.tracing import Trace
+from engine.warn import warn
 from models.registry import build_model
 from pipelines.batch import Batch
 
@@ -43,6 +45,9 @@ class Training:
         self.run = RunDirectory(config.train.run_dir)
         ranks.from_main(self.run.claim)
         config = ranks.from_main(lambda: self.run.prepare(config))
+        self.start = ranks.from_main(lambda: start_point(self.run))
+        """The checkpoint that the run goes on from, if any."""
+
         ranks.agree(lambda: check_batch(config, ranks))
         self.clips = ranks.agree(lambda: open_clips(config, ranks, self.precision))
         self.config = config = self.clips.config  # which says what clips are read from
@@ -52,7 +57,7 @@ class Training:
             self.run.write_quarantine(self.clips.quarantined())
         torch.manual_seed(config.train.seed)
         network = build_model(config.model.name, **model_options(config))
-        if not self.run.last.exists():  # a resumed run takes all its weights from there
+        if self.start is None:  # a resumed run takes all its weights from there
             for line in ranks.agree(lambda: initialise(network, config)):
                 if ranks.is_main:
                     print(line, flush=True)
@@ -204,8 +209,7 @@ class Training:
     def _stop(self, signal: int) -> NoReturn:
         """Save, and leave by way of the exception: on all ranks behind the same step."""
         self._save()
-        if self.ranks.is_main:
-            self.run.close()
+        self.ranks.agree(self._close)
         raise Stopped(signal, f"behind step {self.progress.step}, saved in {self.run.path}")
 
     def _end_epoch(self, epoch: int) -> None:
@@ -240,17 +244,24 @@ class Training:
         clips = self.progress.step * self.config.train.global_batch
         device = device_name(self.ranks.device)
         summary = result(self.progress, self.watch, self.scores, clips, device)
-        if self.ranks.is_main:
-            self.run.write_result(summary)
-            self.run.close()
+        self.ranks.agree(lambda: self._close(summary))
         return summary
 
+    def _close(self, summary: dict[str, Any] | None = None) -> None:
+        """Wait for what is being written: only now a disk that cannot be is an error."""
+        self.saver.finish()
+        if self.ranks.is_main:
+            if summary is not None:
+                self.run.write_result(summary)
+            self.run.close()
+
     def _save(self, is_best: bool = False) -> None:
+        """In the background: `self.saver.finish` waits for it."""
         self.ranks.watchdog.pause("saving")
         self.losses.check()
         state = self._state()
         if self.ranks.is_main:
-            self.run.save(state, is_best)
+            self.saver.save(state, self.progress.step, is_best)
 
     def _state(self) -> dict[str, Any]:
         """Tensors and plain values: all that `_resume` needs for a bit-equal continuation."""
@@ -269,18 +280,18 @@ class Training:
         }
 
     def _resume(self) -> None:
-        """Continue from `last.pt` where there is one."""
-        if self.run.last.exists():
-            state = checkpoint.load(self.run.last)
-            checkpoint.load_model(unwrap(self.model), state, self.run.last)
+        """Continue from the checkpoint that was found at the start, if any."""
+        if self.start is not None:
+            state = checkpoint.load(self.start)
+            checkpoint.load_model(unwrap(self.model), state, self.start)
             if "optimizer" not in state:
                 raise ValueError(
-                    f"{self.run.last}: holds weights only, from which no run can go on; start from "
+                    f"{self.start}: holds weights only, from which no run can go on; start from "
                     "them with train.init_from, in another train.run_dir"
                 )
             if self.weight_average:  # without one in the file it starts from the weights
                 network = self.weight_average.network
-                checkpoint.load_model(network, state, self.run.last, averaged=True)
+                checkpoint.load_model(network, state, self.start, averaged=True)
             done = state["progress"]  # published checkpoints count epochs, not steps
             self.progress = Progress(**{"step": self.clips.steps_before(done["epoch"]), **done})
             resume_optimizer(self.optimizer, state["optimizer"])
@@ -290,15 +301,19 @@ class Training:
                 part.load_state_dict(state[name])
             self.average.resume(state["average"])
             self.logged = self.progress.step
+        self.saver = Saver(self.run, self.config.train.keep, self.progress.step)
         if self.ranks.is_main:
             self.run.rewind(self.progress)
 
     def _draw(self) -> None:
         folder, names = self.run.path, class_names(self.config.data)
         train, evaluation = self.run.read_metrics("epoch"), self.run.read_metrics("eval")
-        report.curves(train, evaluation, folder / "curves.png")
-        report.time_split(self.run.read_metrics("train"), folder / "time.png")
-        report.confusion(self.scores["confusion"], names, folder / "confusion.png")
+        try:
+            report.curves(train, evaluation, folder / "curves.png")
+            report.time_split(self.run.read_metrics("train"), folder / "time.png")
+            report.confusion(self.scores["confusion"], names, folder / "confusion.png")
+        except OSError as error:  # a full disk or a deleted directory stops no training
+            warn(f"{folder}: pictures cannot be written there ({error})")
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

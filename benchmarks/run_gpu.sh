@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests marked gpu and all benchmarks on a machine with an NVIDIA GPU, in under ten minutes:
+# All tests marked gpu and all benchmarks on a machine with an NVIDIA GPU, in under eight minutes:
 #
 #     bash benchmarks/run_gpu.sh                 # from the repository root
 #     DRY_RUN=1 bash benchmarks/run_gpu.sh       # print the commands
@@ -47,21 +47,21 @@ sys.exit(not torch.cuda.is_available())"' "$python"
 part tests 90 env REQUIRE_CUDA=1 "$python" -m pytest -q -m gpu --junitxml "$out/tests.xml"
 
 # Files in the page cache stage by stage, and cold ones: of RGB and RGB-D all, of depth the whole.
-part loader 175 "$python" -m benchmarks.loader --data "$data" --batch 16 --clips 192 --windows 3 \
+part loader 150 "$python" -m benchmarks.loader --data "$data" --batch 16 --clips 192 --windows 3 \
   --only 'cuda/*/rgb/*/warm' 'cuda/*/rgbd/*/warm' 'cuda/*/*/motion/*' --json "$out/loader.json"
-part loader_memory 30 "$python" -m benchmarks.loader --data "$data/small" --memory-curve 2000 \
+part loader_memory 25 "$python" -m benchmarks.loader --data "$data/small" --memory-curve 2000 \
   --clips 16 --size 64 --frames 8 --batch 4 --rgb-size 96x72 --depth-size 96x72 \
   --json "$out/loader_memory.json" --plot "$out/loader_memory.png"
 
 # One batch size compares all forms, two more show where the device is full.
-part step_8 90 "$python" -m benchmarks.step --size 224 --batch 8 --steps 7 --json "$out/step_8.json"
-part step_16 45 "$python" -m benchmarks.step --size 224 --batch 16 --steps 5 \
+part step_8 80 "$python" -m benchmarks.step --size 224 --batch 8 --steps 7 --json "$out/step_8.json"
+part step_16 30 "$python" -m benchmarks.step --size 224 --batch 16 --steps 5 \
   --forms uncompiled_bf16 chosen_bf16 --json "$out/step_16.json"
-part step_32 25 "$python" -m benchmarks.step --size 224 --batch 32 --steps 5 \
+part step_32 20 "$python" -m benchmarks.step --size 224 --batch 32 --steps 5 \
   --forms uncompiled_bf16 --json "$out/step_32.json"
 
 # Uncompiled, as compiling eight cases takes longer than measuring them.
-part end_to_end 100 "$python" -m benchmarks.end_to_end --data "$data" --clips 192 --windows 3 \
+part end_to_end 60 "$python" -m benchmarks.end_to_end --data "$data" --clips 192 --windows 3 \
   --networks decoupled r3d_18 --sources frames videos --compile off --json "$out/end_to_end.json"
 
 printf '\n%s parts failed; results in %s\n' "$failed" "$out"

@@ -238,7 +238,6 @@ class Training:
 
     def _finish(self) -> dict[str, Any]:
         """Write the result; a finished run that is started again only prints it."""
-        self.trace.close()
         if not self.scores:
             self._evaluate(self.config.train.epochs - 1)
         clips = self.progress.step * self.config.train.global_batch
@@ -249,6 +248,7 @@ class Training:
 
     def _close(self, summary: dict[str, Any] | None = None) -> None:
         """Wait for what is being written: only now a disk that cannot be is an error."""
+        self.trace.close()
         self.saver.finish()
         if self.ranks.is_main:
             if summary is not None:

@@ -68,7 +68,7 @@ def test_a_tiny_run_measures_the_loader_beside_the_twin_and_can_be_compared(
 def test_a_run_that_cannot_be_done_says_what_to_change(tmp_path, capsys):
     assert loader.main(["--only", "cpu/tapes/*"]) == 1
     assert "--only cpu/tapes/*: fits no case" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"--clips 3: cold files need at least 4"):
+    with pytest.raises(ValueError, match=r"--clips 3: cold files need at least 5"):
         measure([replace(MOTION, pages="cold")], replace(TINY, clips=3), tmp_path)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from engine.run import RunDirectory
 from pipelines.synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +89,14 @@ def train(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Co
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return train
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run directory that this process has claimed."""
+    run = RunDirectory(tmp_path / "run")
+    run.claim()
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

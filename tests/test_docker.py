@@ -4,13 +4,15 @@ import configparser
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
+from check_jsonschema import builtin_schemas
+from linters import linter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -57,14 +59,6 @@ def problems(text: str) -> list[str]:
 PATTERNS = check_install.ignore_patterns()
 
 
-def tool(name: str) -> str:
-    """A linter of the dev extra."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed: pip install -e '.[dev]'")
-    return found
-
-
 def requirements() -> dict[str, str]:
     """Package -> version of both lists."""
     lines = [
@@ -79,7 +73,9 @@ def requirements() -> dict[str, str]:
 
 
 def test_hadolint_has_nothing_to_say():
-    done = subprocess.run([tool("hadolint"), DOCKER / "Dockerfile"], capture_output=True, text=True)
+    done = subprocess.run(
+        [linter("hadolint"), DOCKER / "Dockerfile"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -202,9 +198,7 @@ def test_compose_reserves_gpus_shares_memory_and_cannot_write_data():
 
 
 def test_compose_follows_the_compose_specification():
-    schemas = pytest.importorskip("check_jsonschema.builtin_schemas")
-    jsonschema = pytest.importorskip("jsonschema")
-    schema = Path(schemas.__file__).parent / "vendor" / "compose-spec.json"
+    schema = Path(builtin_schemas.__file__).parent / "vendor" / "compose-spec.json"
     validator = jsonschema.validators.validator_for(json.loads(schema.read_text()))
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     check = validator(json.loads(schema.read_text()))

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_plan import source
-from test_training import assert_bit_equal, final_state, lines_of
 
 from pipelines.plan import train_plan
 from pipelines.sampling import stream_clips
+from runs import assert_bit_equal, final_state, lines_of
 
 EVERY_STEP = ("train.save_every=1", "train.epochs=4")  # 16 steps
 

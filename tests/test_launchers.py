@@ -2,15 +2,16 @@
 cluster has."""
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
+
+from linters import linter
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"
 SERVICE, JOB = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
@@ -169,22 +170,19 @@ def test_kubernetes_counts_no_attempt_for_a_preemption_or_a_save():
 
 @pytest.mark.parametrize("manifest", [SERVICE, JOB], ids=["service", "job"])
 def test_the_kubernetes_file_follows_the_schema(manifest):
-    validator = pytest.importorskip("kubernetes_validate")
-    validator.validate(manifest, "1.31", strict=True)
+    kubernetes_validate.validate(manifest, "1.31", strict=True)
     broken = {**manifest, "spec": {**manifest["spec"], "completion": 2}}
-    with pytest.raises(validator.ValidationError, match="completion"):
-        validator.validate(broken, "1.31", strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError, match="completion"):
+        kubernetes_validate.validate(broken, "1.31", strict=True)
 
 
 @pytest.mark.parametrize("script", ["slurm.sbatch", "kubernetes.yaml"])
 def test_shellcheck_has_nothing_to_say(script, tmp_path):
-    beside = Path(sys.executable).parent / "shellcheck"
-    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed: pip install -e '.[dev]'")
     path = DOCKER / script
     if path.suffix == ".yaml":
         path = tmp_path / "command.sh"
         path.write_text(TRAIN["command"][2])
-    done = subprocess.run([shellcheck, "--shell=bash", path], capture_output=True, text=True)
+    done = subprocess.run(
+        [linter("shellcheck"), "--shell=bash", path], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout

@@ -10,62 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from saves import FullDisk, names, saved, state, value_of
 
 from engine import checkpoint
 from engine.run import RunDirectory
 from engine.saver import Saver, start_point
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    run = RunDirectory(tmp_path / "run")
-    run.claim()
-    return run
-
-
-def state(value: float) -> dict:
-    return {"model": {"weight": torch.full((1000,), float(value))}, "progress": {"step": 0}}
-
-
-def value_of(path: Path) -> float:
-    weight = checkpoint.load(path)["model"]["weight"]
-    assert torch.equal(weight, weight[:1].expand_as(weight))
-    return weight[0].item()
-
-
-def names(run: RunDirectory) -> list[str]:
-    return sorted(path.name for path in run.path.iterdir() if path.name != "lock")
-
-
-def saved(run: RunDirectory, *steps: int, keep: int = 3, best: int = 0) -> Saver:
-    """A saver that has saved these steps, each with its number in it."""
-    saver = Saver(run, keep)
-    for step in steps:
-        saver.save(state(step), step, is_best=step == best)
-    saver.finish()
-    return saver
-
-
-def flip(path: Path) -> None:
-    """One bit in the middle of the weights."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-class FullDisk:
-    """Takes the place of os.replace, which the files of every save go through; fails while full."""
-
-    def __init__(self, number: int = errno.ENOSPC):
-        self.number = number
-        self.passes = 0
-        """Calls that get through before it is full; negative: all."""
-
-    def __call__(self, source: Path, target: Path) -> None:
-        if self.passes == 0:
-            raise OSError(self.number, os.strerror(self.number), str(source))
-        self.passes -= 1
-        os.rename(source, target)
 
 
 def test_the_newest_are_kept_and_last_and_best_are_second_names_of_theirs(run):
@@ -210,6 +159,7 @@ def test_a_best_network_that_waits_for_the_disk_outlives_the_saves_in_between(ru
 
 SAVE_ON_A_FULL_DISK = """
 import resource, sys, torch
+from engine import checkpoint
 from engine.run import RunDirectory
 from engine.saver import Saver
 run = RunDirectory(sys.argv[1])
@@ -302,74 +252,6 @@ def test_a_defect_in_the_background_is_raised_at_the_next_call(run):
         with pytest.raises((AttributeError, TypeError), match=r"lambda|pickle"):
             after(saver)
         assert value_of(run.last) == 2
-
-
-def test_a_new_run_starts_from_nothing(run):
-    assert start_point(run) is None
-
-
-def test_a_sound_last_is_what_a_run_goes_on_from(run, capsys):
-    saved(run, 2, 4, best=2)
-    assert start_point(run) == run.last and capsys.readouterr().err == ""
-
-
-def test_a_damaged_last_falls_back_to_the_one_before(run, capsys):
-    saved(run, 2, 4, 6, best=2)
-    flip(run.last)  # and with it its other name
-    assert start_point(run) == run.step_file(4)
-    said = capsys.readouterr().err.splitlines()
-    assert [line.split(" (")[0] for line in said] == [
-        f"warning: {run.last}: cannot be read as a checkpoint",
-        f"warning: {run.step_file(6)}: cannot be read as a checkpoint",
-        f"warning: {run.last} is damaged: the run goes on from {run.step_file(4)}, saved before it",
-    ]
-    assert "model" not in said[0] and "data/0 differs from its checksum" in said[0]
-
-
-def test_a_damaged_copy_falls_back_to_its_own_step(run):
-    saved(run, 2, 4)
-    content = run.last.read_bytes()
-    run.last.unlink()
-    run.last.write_bytes(content[:100])
-    assert start_point(run) == run.step_file(4)
-
-
-def test_a_missing_last_is_no_reason_to_start_anew(run, capsys):
-    saved(run, 2, 4)
-    run.last.unlink()
-    assert start_point(run) == run.step_file(4)
-    assert capsys.readouterr().err == (
-        f"warning: {run.last} is missing: the run goes on from {run.step_file(4)}, saved before it"
-        "\n"
-    )
-
-
-def test_where_all_are_damaged_the_error_names_all(run):
-    saved(run, 2, 4, best=2)
-    flip(run.step_file(2)), flip(run.step_file(4))
-    with pytest.raises(ValueError) as error:
-        start_point(run)
-    lines = str(error.value).splitlines()
-    assert [line.split(": ")[0] for line in lines] == [
-        str(path) for path in (run.last, run.step_file(4), run.step_file(2), run.path)
-    ]
-    assert "put a good copy in the place of last.pt, or delete the directory" in lines[-1]
-
-
-def test_another_file_in_the_place_of_last_is_an_error_not_a_fallback(run):
-    saved(run, 2)
-    run.last.unlink()
-    torch.save({"weights": 1}, run.last)
-    with pytest.raises(ValueError, match=r"last.pt: is no checkpoint of this program"):
-        start_point(run)
-
-
-def test_a_damaged_best_is_told_at_the_start_and_stops_nothing(run, capsys):
-    saved(run, 2, 4, 6, best=2)
-    flip(run.best)
-    assert start_point(run) == run.last
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {run.best}: cannot be read") and "goes on" in line
 
 
 def test_a_past_that_is_not_gone_on_with_leaves_at_the_first_save(run):

@@ -10,7 +10,6 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-
 from linters import linter
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"

@@ -14,6 +14,7 @@ from engine.loop import Precision
 from engine.watchdog import EVALUATION, STEP, WAIT
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
+from pipelines.cores import usable_cores
 from pipelines.depth_boxes import depth_boxes
 from pipelines.frame_cache import GIGABYTE, FrameCache
 from pipelines.index import scan
@@ -104,7 +105,7 @@ class Clips:
 def loading_threads(data: DataConfig) -> int:
     """Decoding threads of one rank."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return data.workers or max((os.cpu_count() or 1) // local_ranks, 1)
+    return data.workers or max(usable_cores() // local_ranks, 1)
 
 
 def shares(config: Config, ranks: Ranks) -> Shares:

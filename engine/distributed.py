@@ -21,6 +21,7 @@ from engine.host_memory import keep_freed_memory
 from engine.roll_call import open_store, roll_call
 from engine.signals import Stopped, StopRequest
 from engine.watchdog import START_TIMEOUT_S, Watchdog
+from pipelines.cores import usable_cores
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Ranks:
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if device == "cpu" or (device == "auto" and not num_gpus):
             if local_world_size > 1:  # or every rank would start a thread for every core
-                torch.set_num_threads(max((os.cpu_count() or 1) // local_world_size, 1))
+                torch.set_num_threads(max(usable_cores() // local_world_size, 1))
             keep_freed_memory()
             return dataclasses.replace(self, device=torch.device("cpu"))
         if num_gpus <= self.local_rank:

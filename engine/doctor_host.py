@@ -7,9 +7,10 @@ import resource
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pipelines.cores import allowed_cores, control_groups, cpu_quota, text_of
 
 NVIDIA = "0x10de"
 """NVIDIA's number on the PCI bus."""
@@ -81,8 +82,8 @@ def read_host(root: Path = Path("/")) -> Host:
     shm = _disk_usage(root / "dev/shm")
     return Host(
         processors=os.cpu_count() or 1,
-        allowed=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
-        quota=_quota(root),
+        allowed=allowed_cores(),
+        quota=cpu_quota(root),
         memory=memory.get("MemTotal"),
         memory_available=memory.get("MemAvailable"),
         memory_limit=_memory_limit(root),
@@ -93,7 +94,7 @@ def read_host(root: Path = Path("/")) -> Host:
         infiniband=any((root / "sys/class/infiniband").glob("*")),
         gpu_nodes=tuple(nodes),
         pci_gpus=sum(_is_gpu(device) for device in (root / "sys/bus/pci/devices").glob("*")),
-        kernel_driver=_kernel_driver(_text(root / "proc/driver/nvidia/version")),
+        kernel_driver=_kernel_driver(text_of(root / "proc/driver/nvidia/version")),
         compiler=_has_compiler(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
@@ -122,15 +123,8 @@ def _disk_usage(path: Path) -> "shutil._ntuple_diskusage | None":
         return None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def _meminfo(root: Path) -> dict[str, int]:
-    rows = re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    rows = re.findall(r"^(\w+):\s+(\d+) kB", text_of(root / "proc/meminfo"), re.MULTILINE)
     return {name: 1024 * int(size) for name, size in rows}
 
 
@@ -140,8 +134,8 @@ def _kernel_driver(text: str) -> str:
 
 
 def _is_gpu(device: Path) -> bool:
-    kind = _text(device / "class").strip()
-    return _text(device / "vendor").strip() == NVIDIA and kind.startswith(DISPLAY)
+    kind = text_of(device / "class").strip()
+    return text_of(device / "vendor").strip() == NVIDIA and kind.startswith(DISPLAY)
 
 
 def _has_compiler() -> bool:
@@ -150,44 +144,12 @@ def _has_compiler() -> bool:
     return header.exists() and any(shutil.which(program) for program in programs if program)
 
 
-def _quota(root: Path) -> float | None:
-    """The least over the group and those above it."""
-    shares = []
-    for folder in _groups(root, "cpu"):
-        allowed, _, period = _text(folder / "cpu.max").strip().partition(" ")
-        if not allowed:
-            allowed = _text(folder / "cpu.cfs_quota_us").strip()
-            period = _text(folder / "cpu.cfs_period_us").strip()
-        if allowed.isdigit() and period.isdigit() and int(period):
-            shares.append(int(allowed) / int(period))
-    return min(shares, default=None)
-
-
 def _memory_limit(root: Path) -> int | None:
     """The least over the group and those above it."""
     texts = [
-        _text(folder / name).strip()
-        for folder in _groups(root, "memory")
+        text_of(folder / name).strip()
+        for folder in control_groups(root, "memory")
         for name in ("memory.max", "memory.limit_in_bytes")
     ]
     # Version 1 of control groups writes a huge number for none, version 2 `max`.
     return min((int(t) for t in texts if t.isdigit() and int(t) < 2**60), default=None)
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's control group for a controller, and of those above it."""
-    tree = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, names, path = [*line.split(":", 2), "", ""][:3]
-        if names and controller not in names.split(","):
-            continue
-        top = tree / controller if names else tree
-        yield from _up_to(top, top / path.lstrip("/"))
-
-
-def _up_to(top: Path, folder: Path) -> Iterable[Path]:
-    """In a container the path may be the host's, which is not there: the top is."""
-    while folder != top and top in folder.parents:
-        yield folder
-        folder = folder.parent
-    yield top

@@ -20,19 +20,19 @@ TIGHT = 0.9
 
 
 def processors_row(facts: Facts) -> Row:
-    """What this process may use, against what the loader takes for granted."""
+    """What this process may use, against the threads that the config asks for."""
     host = facts.host
     usable = min(host.allowed, host.quota or host.allowed)
-    count = max(int(usable), 1)
-    if count >= host.processors:
-        return Row("processors", OK, f"{host.processors}")
-    found = f"{usable:g} of {host.processors} (control group or affinity)"
-    if facts.config.get("workers"):
-        return Row("processors", OK, f"{found}; data.workers is set")
+    found = f"{host.processors}"
+    if usable < host.processors:
+        found = f"{usable:g} of {host.processors} (control group or affinity)"
+    threads = facts.local_ranks * facts.config.get("workers", 0)
+    if threads <= usable:
+        return Row("processors", OK, found)
     return Row(
-        "processors", WARN, found,
-        "the loader starts a thread for each of the machine's, and they wait for each other",
-        f"{train_command(facts)} data.workers={count}",
+        "processors", WARN, f"{found}, {threads} loader threads (data.workers)",
+        "threads beyond the processors wait for each other",
+        f"{train_command(facts)} data.workers=0",
     )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ if not __package__:  # run as a file: find the project's packages from any worki
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from engine.given_clips import clip_requests
 from engine.loop import Precision, predict
 from engine.trained import Trained, open_trained
 from pipelines.batch import Batch
+from pipelines.cores import usable_cores
 from pipelines.loader import Loader
 
 TOP = 5
@@ -83,7 +83,7 @@ def _batches(clips: Sequence[str], config: Config, device: torch.device) -> Iter
     """The clips in order, at most `train.eval_batch` at a time."""
     requests = clip_requests(clips, config.data)
     size = min(config.train.eval_batch, len(requests))
-    threads = config.data.workers or os.cpu_count() or 1
+    threads = config.data.workers or usable_cores()
     # Pixels are exact in every type, so float32 serves every precision.
     loader = Loader(config.data, device, torch.float32, size, threads)
     return loader.batches(requests[i : i + size] for i in range(0, len(requests), size))

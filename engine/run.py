@@ -249,16 +249,18 @@ def result(
 
 
 def commit() -> str:
-    """The commit of the program that runs, with `+` after it where files differ from it."""
+    """The commit of the program that runs, with `+` after it where files differ from it; in an
+    image, which has no repository, that of ENGINE_COMMIT."""
     root = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(root)]
+    built = os.environ.get("ENGINE_COMMIT", "unknown")
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
     except FileNotFoundError:  # no git on this machine
-        return "unknown"
+        return built
     if head.returncode:
-        return "unknown"
+        return built
     return head.stdout.strip() + ("+" if dirty.stdout else "")
 
 

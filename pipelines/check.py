@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines import manifest
+from pipelines.cores import usable_cores
 from pipelines.ffmpeg import DamagedSource, decode
 from pipelines.manifest import Entry, checksum
 from pipelines.pack_check import verify
@@ -111,7 +112,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=os.cpu_count() or 1,
+        default=usable_cores(),
         metavar="N",
         help="clips at a time (default: one per core, here %(default)s)",
     )

@@ -11,6 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from pipelines.cache import JsonLines
+from pipelines.cores import usable_cores
 from pipelines.folders import FrameList, Frames
 from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
 from pipelines.verify import dali_refuses, first_refused, image_problem, problem
@@ -43,7 +44,7 @@ def find_damage(
         else:
             pending.append(key)
     if processes is None:
-        processes = min(os.cpu_count() or 1, max(len(pending) // CLIPS_PER_PROCESS, 1))
+        processes = min(usable_cores(), max(len(pending) // CLIPS_PER_PROCESS, 1))
     looked = _look_at([wanted[key] for key in pending], processes)
     bar = tqdm(looked, "verifying clips", len(pending), unit="clip", delay=1, disable=None)
     for key, found in zip(pending, bar, strict=True):

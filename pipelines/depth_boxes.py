@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pipelines.cache import open_cache
 from pipelines.config import DataConfig
+from pipelines.cores import usable_cores
 from pipelines.depth import DepthBoxes, box_centre, read_depth, wrap
 from pipelines.index import ClipIndex
 from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
@@ -69,7 +70,7 @@ def boxes_of(clips: Sequence[tuple[Media, int]], processes: int | None = None) -
 def _compute(clips: Sequence[tuple[Media, int]], processes: int | None) -> Iterator[Centres]:
     if processes is None:
         paying = sum(num_frames for _, num_frames in clips) // FRAMES_PER_PROCESS
-        processes = min(os.cpu_count() or 1, max(paying, 1))
+        processes = min(usable_cores(), max(paying, 1))
     if processes == 1:
         yield from map(_clip_centres, clips)
         return

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.config import DataConfig
+from pipelines.cores import usable_cores
 from pipelines.data_section import read_data_section
 from pipelines.depth import read_depth
 from pipelines.folders import Frames
@@ -279,19 +280,18 @@ def command_line() -> argparse.ArgumentParser:
         add("pack", metavar="PACK", help="folder of the pack")
         return add
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     add = command(
         "write", _write, "pack the clips of a config's lists; again: only what is missing"
     )
     add("--config", required=True, metavar="FILE", help="YAML file; its data section is read")
     add("--out", required=True, dest="pack", metavar="PACK", help="folder: new, or of a pack")
     add("--shard-mb", type=float, default=SHARD_BYTES / 2**20, metavar="N", help="size of a shard")
-    add("--threads", type=int, default=cores, help="clips read and compressed at a time")
+    add("--threads", type=int, default=usable_cores(), help="clips read and compressed at a time")
     add("overrides", nargs="*", metavar="data.key=value", help="replaces one value of the file")
     add = reading("list", _list, "what a pack holds, and how much smaller than its pixels it is")
     add("--clips", action="store_true", help="a line for each clip, too")
     add = reading("check", _check, "decode every frame; name what is damaged, exit status 1 if any")
-    add("--threads", type=int, default=cores, help="clips checked at a time")
+    add("--threads", type=int, default=usable_cores(), help="clips checked at a time")
     return parser
 
 

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from pipelines import synthetic_drawing as drawing
 from pipelines import synthetic_scene as scenes
+from pipelines.cores import usable_cores
 from pipelines.synthetic_drawing import Depth, Image, Size
 
 RGB_FOLDER, DEPTH_FOLDER = "Images", "nturgb+d_depth_masked"
@@ -159,7 +160,7 @@ def write_dataset(
     train, evaluation = plan_clips(given, TRAIN), plan_clips(given, EVAL)
     clips = [*train, *evaluation]
     missing = [clip for clip in clips if not all(f.is_dir() for f in clip.folders(root))]
-    _write_clips(root, given, missing, workers or _cores(), progress)
+    _write_clips(root, given, missing, workers or usable_cores(), progress)
     lists = root / "train.txt", root / "eval.txt"
     for path, listed in zip(lists, (train, evaluation), strict=True):
         lines = [f"{clip.name} {clip.num_frames} {clip.label}\n" for clip in listed]
@@ -291,12 +292,6 @@ def _rng(options: Options, stream: int, number: int, purpose: int = 0) -> np.ran
     return np.random.default_rng([options.seed, stream, number, purpose])
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.synthetic",
@@ -318,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
         "--complementary", action="store_true", help="push and pull happen in the dark (seen by "
         "depth only), circles out of the depth sensor's reach (seen by RGB only)",
     )  # fmt: skip
-    add("--workers", type=int, default=_cores(), help="processes")
+    add("--workers", type=int, default=usable_cores(), help="processes")
     return parser
 
 

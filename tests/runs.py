@@ -1,11 +1,83 @@
-"""What runs of engine/train.py leave, for tests to compare."""
+"""Tiny runs of engine/train.py, and what they leave, for tests to compare."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from engine import checkpoint
+from pipelines.synthetic import write_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_tiny_dataset(out: Path) -> Path:
+    """23 training and 7 evaluation clips: neither 2 nor 3 ranks divide the lists."""
+    write_dataset(out, train_clips=23, eval_clips=7, frames=(10, 14), size=(64, 48),
+                  depth_size=(64, 48), workers=1, progress=False)  # fmt: skip
+    return out
+
+
+def tiny_config(dataset: Path, folder: Path) -> dict:
+    """A whole config of a run of a few seconds in `folder`: 8 frames of 32 x 32, one block, two
+    epochs of 4 steps."""
+    return {
+        "data": {
+            "root": str(dataset), "train_list": "train.txt", "eval_list": "eval.txt",
+            "layout": "ntu", "num_classes": 8, "num_frames": 8, "branch_frames": [2, 4, 6],
+            "resize": [48, 36], "crop": 32, "size": 32, "rotate": 0.5, "motion_window": 3,
+            "cache_dir": str(folder / "cache"),
+        },
+        "model": {"name": "decoupled", "width": 8, "dim": 64, "num_blocks": 1},
+        "loss": {"recoupling_delay": 1},
+        "optim": {"lr": 0.02, "warmup": 1},
+        "train": {
+            "run_dir": str(folder / "run"), "epochs": 2, "global_batch": 6, "eval_batch": 3,
+            "log_every": 1, "temperature": [0.5, 1.0], "temperature_epochs": 2, "device": "cpu",
+        },
+    }  # fmt: skip
+
+
+def launch(
+    config: Path, *overrides: str, ranks: int = 0, script: str = "engine/train.py",
+    env: dict | None = None, restarts: int = 0,
+) -> subprocess.Popen:  # fmt: skip
+    """Starts a script of the repository on a config, in the config's folder; ranks=0: without
+    torchrun."""
+    launcher = [sys.executable]
+    if ranks:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        launcher += [f"--max-restarts={restarts}"]
+    command = [*launcher, str(ROOT / script), "--config", str(config), *overrides]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=config.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )  # fmt: skip
+
+
+def steps_logged(run: Path) -> int:
+    """The last step in the run's log; 0: none."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    steps = [json.loads(line)["step"] for line in text.splitlines(True) if line.endswith("\n")]
+    return max(steps, default=0)
+
+
+def rank_process(launcher: subprocess.Popen, rank: int) -> int | None:
+    """The process that torchrun has started for a rank; None: there is none."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")")[-1].split()[1])
+            if parent == launcher.pid:
+                environment = (folder / "environ").read_bytes().split(b"\0")
+                if f"RANK={rank}".encode() in environment:
+                    return int(folder.name)
+        except OSError:  # it has just ended
+            continue
+    return None
 
 
 def result_of(run: Path) -> dict:

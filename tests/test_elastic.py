@@ -16,16 +16,9 @@ from test_plan import source
 
 from pipelines.plan import train_plan
 from pipelines.sampling import stream_clips
-from runs import assert_bit_equal, final_state, lines_of
+from runs import assert_bit_equal, final_state, lines_of, rank_process, steps_logged
 
 EVERY_STEP = ("train.save_every=1", "train.epochs=4")  # 16 steps
-
-
-def steps_logged(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    steps = [json.loads(line)["step"] for line in text.splitlines(True) if line.endswith("\n")]
-    return max(steps, default=0)
 
 
 def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
@@ -33,20 +26,6 @@ def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
     while process.poll() is None and steps_logged(run) < step:
         time.sleep(0.01)
     assert process.poll() is None, process.communicate()
-
-
-def rank_process(launcher: subprocess.Popen, rank: int) -> int:
-    """The process that torchrun has started for a rank."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rsplit(")")[-1].split()[1])
-            if parent == launcher.pid:
-                environment = (folder / "environ").read_bytes().split(b"\0")
-                if f"RANK={rank}".encode() in environment:
-                    return int(folder.name)
-        except OSError:  # it has just ended
-            continue
-    raise AssertionError(f"torchrun has no process of rank {rank}")
 
 
 def ended(process: subprocess.Popen) -> str:

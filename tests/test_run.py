@@ -1,6 +1,7 @@
 """engine/run.py: a run directory is one process's at a time."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine import run
-from engine.run import RunDirectory
+from engine.run import RunDirectory, commit
+
+DOCKERFILE = Path(__file__).resolve().parents[1] / "docker" / "Dockerfile"
 
 
 def test_a_directory_in_which_a_process_trains_is_refused_and_free_after_it(tmp_path: Path) -> None:
@@ -66,3 +69,17 @@ def test_the_second_process_of_a_run_stops_with_one_line(train, tmp_path: Path) 
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'run'}: process {os.getpid()} on ")
     assert not run.last.exists()
+
+
+def test_the_commit_of_an_image_without_a_repository_is_the_one_it_was_built_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = commit()
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", here)
+    monkeypatch.setenv("ENGINE_COMMIT", "0" * 40)
+    assert commit() == here
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert commit() == "0" * 40
+    monkeypatch.delenv("ENGINE_COMMIT")
+    assert commit() == "unknown"
+    assert "ENGINE_COMMIT=${COMMIT}" in DOCKERFILE.read_text()

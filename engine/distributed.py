@@ -142,8 +142,11 @@ def session(stop: StopRequest | None = None) -> Iterator[Ranks]:
 def _join(rank: int, world_size: int, stop: StopRequest | None) -> Watchdog:
     """Make the process group of this launch -> the watchdog of this rank."""
     start = datetime.timedelta(seconds=START_TIMEOUT_S)
-    launch = roll_call(open_store(rank, start), rank, world_size, start)
-    stores = [dist.PrefixStore(launch, open_store(rank, start)) for _ in range(2)]
+    # The first stays open: where rank 0 keeps the store, it ends with the last connection there.
+    connections = [open_store(rank, start)]
+    launch = roll_call(connections[0], rank, world_size, start)
+    connections.append(open_store(rank, start))
+    stores = [dist.PrefixStore(launch, connection) for connection in connections]
     # gloo beside NCCL carries the plain Python values of `gather` and `from_main`.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(

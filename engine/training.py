@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,6 +34,10 @@ from engine.tracing import Trace
 from engine.warn import warn
 from models.registry import build_model
 from pipelines.batch import Batch
+
+PICTURES_S = 10.0
+"""Short epochs would spend more time on their pictures than on their clips: seconds between two
+drawings. The last epoch is always drawn."""
 
 
 class Training:
@@ -85,6 +90,7 @@ class Training:
         self.average = Average(ranks)
         """Means over the epoch in progress."""
 
+        self.draw_at = monotonic() + PICTURES_S
         self.logged = 0
         """Step of the last log line: speed is measured between two of them."""
 
@@ -228,7 +234,8 @@ class Training:
             self.run.log("eval", progress.step, epoch, **self.scores)
         self._save(is_best)
         if self.ranks.is_main:
-            self._draw()
+            if progress.epoch == self.config.train.epochs or monotonic() > self.draw_at:
+                self._draw()
             print(
                 f"epoch {epoch + 1}/{self.config.train.epochs}: loss {means.get('loss', 0):.3f}, "
                 f"training top-1 {means.get('top1', 0):.1%}, evaluation top-1 {top1:.1%} "
@@ -314,6 +321,7 @@ class Training:
             report.confusion(self.scores["confusion"], names, folder / "confusion.png")
         except OSError as error:  # a full disk or a deleted directory stops no training
             warn(f"{folder}: pictures cannot be written there ({error})")
+        self.draw_at = monotonic() + PICTURES_S
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

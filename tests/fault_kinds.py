@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from forked import Forked
 
 import runs
 
@@ -39,14 +40,14 @@ class Trial:
     notes: list[str] = field(default_factory=list)
     """What happened, in words."""
 
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen | Forked | None = None
 
     @property
     def run(self) -> Path:
         return self.config.parent / "run"
 
     def start(self, *overrides: str, **options: object) -> None:
-        options = {"ranks": self.ranks, **options}
+        options = {"ranks": self.ranks, "torchrun": self.ranks > 0, **options}
         self.process = runs.launch(self.config, *OPTIONS, *overrides, **options)
 
     def moment(self, first: int = 0, last: int = STEPS - 2) -> None:

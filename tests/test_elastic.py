@@ -85,7 +85,7 @@ def test_a_rank_that_dies_and_one_that_hangs_cost_no_step(
     whole = train(*EVERY_STEP, "train.run_dir=whole", ranks=2)
     assert whole.returncode == 0, whole.stderr
     run = tmp_path / "run"
-    process = start(*EVERY_STEP, "train.timeout_s=15", ranks=2, restarts=3)
+    process = start(*EVERY_STEP, "train.timeout_s=15", ranks=2, torchrun=True, restarts=3)
     wait_for_step(process, run, 5)
     os.kill(rank_process(process, 1), signal.SIGKILL)
     wait_for_step(process, run, 10)
@@ -119,7 +119,7 @@ def test_a_job_that_is_told_to_stop_saves_and_the_same_command_goes_on(
     for ranks, number, step in (
         (0, signal.SIGINT, 2), (0, signal.SIGUSR1, 5), (2, signal.SIGTERM, 9),
     ):  # fmt: skip
-        process = start(*options, ranks=ranks)
+        process = start(*options, ranks=ranks, torchrun=bool(ranks))
         wait_for_step(process, run, step)
         process.send_signal(number)
         said = ended(process)

@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ("model.dropout=0.0", "train.epochs=1", "train.precision=fp64", "optim.warmup=0")
@@ -28,12 +28,6 @@ def launch_node(config: Path, port: int, run: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def numbers(run: Path) -> list[dict[str, float]]:
     """Losses of each step, then the evaluation's counts."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -46,7 +40,7 @@ def numbers(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_two_launchers_train_as_one_launcher_with_two_ranks(train, tiny_config, tmp_path):
-    one = train(*OPTIONS, f"train.run_dir={tmp_path / 'one'}", ranks=2)
+    one = train(*OPTIONS, f"train.run_dir={tmp_path / 'one'}", ranks=2, torchrun=True)
     assert one.returncode == 0, one.stderr
 
     config = tmp_path / "node.yaml"

@@ -41,8 +41,8 @@ class DecoupledNetwork(nn.Module):
         super().__init__()
         momentum = batch_norm_momentum
         _check_frames(num_frames, branch_frames)
-        _check_sizes(num_classes, num_blocks, width, dim)
-        _check_rates(knn_ratio, dropout, momentum)
+        check_sizes(num_classes, num_blocks, width, dim)
+        check_rates(knn_ratio, dropout, momentum)
         self.num_frames = num_frames
         self.num_blocks = num_blocks
         self.branch_frames = tuple(branch_frames)
@@ -131,44 +131,44 @@ class DecoupledNetwork(nn.Module):
     def _check_clip(self, clip: Tensor, motion: Tensor | None) -> None:
         shape = tuple(clip.shape)
         fits = len(shape) == 5 and shape[1:3] == (3, self.num_frames)
-        _require(fits, "clip", shape, f"(B, 3, {self.num_frames}, H, W)")
+        require(fits, "clip", shape, f"(B, 3, {self.num_frames}, H, W)")
         if self.spatial.motion_attention is not None:
             fits = not any(size % MOTION_MULTIPLE for size in shape[3:])
             rule = f"multiples of {MOTION_MULTIPLE} for motion attention"
-            _require(fits, "height and width of the clip", shape[3:], rule)
+            require(fits, "height and width of the clip", shape[3:], rule)
         if motion is not None:
             expected = (shape[0], 1, *shape[2:])
-            _require(motion.shape == expected, "motion", tuple(motion.shape), str(expected))
+            require(motion.shape == expected, "motion", tuple(motion.shape), str(expected))
 
     def _check_branches(self, tokens: Tensor, branch_indices: Sequence[Tensor] | None) -> None:
         if branch_indices is not None:
             found = [tuple(indices.shape) for indices in branch_indices]
             wanted = [(len(tokens), frames) for frames in self.branch_frames]
-            _require(found == wanted, "branch_indices", found, str(wanted))
+            require(found == wanted, "branch_indices", found, str(wanted))
 
 
 def _check_frames(num_frames: int, branch_frames: Sequence[int]) -> None:
     frames = tuple(branch_frames)
-    _require(num_frames >= 1, "num_frames", num_frames, "at least 1")
-    _require(len(frames) >= 1, "branch_frames", frames, "at least one number")
-    _require(list(frames) == sorted(frames), "branch_frames", frames, "in ascending order")
+    require(num_frames >= 1, "num_frames", num_frames, "at least 1")
+    require(len(frames) >= 1, "branch_frames", frames, "at least one number")
+    require(list(frames) == sorted(frames), "branch_frames", frames, "in ascending order")
     fits = frames[0] >= 1 and frames[-1] <= num_frames
-    _require(fits, "branch_frames", frames, f"from 1 to num_frames = {num_frames}")
+    require(fits, "branch_frames", frames, f"from 1 to num_frames = {num_frames}")
 
 
-def _check_sizes(num_classes: int, num_blocks: int, width: int, dim: int) -> None:
-    _require(num_classes >= 0, "num_classes", num_classes, "at least 0")
-    _require(num_blocks >= 1, "num_blocks", num_blocks, "at least 1")
-    _require(width >= 4 and width % 4 == 0, "width", width, "a multiple of 4")
-    _require(dim >= 64 and dim % 64 == 0, "dim", dim, "a multiple of 64")
+def check_sizes(num_classes: int, num_blocks: int, width: int, dim: int) -> None:
+    require(num_classes >= 0, "num_classes", num_classes, "at least 0")
+    require(num_blocks >= 1, "num_blocks", num_blocks, "at least 1")
+    require(width >= 4 and width % 4 == 0, "width", width, "a multiple of 4")
+    require(dim >= 64 and dim % 64 == 0, "dim", dim, "a multiple of 64")
 
 
-def _check_rates(knn_ratio: float, dropout: float, momentum: float) -> None:
-    _require(0 <= knn_ratio <= 1, "knn_ratio", knn_ratio, "from 0 to 1")
-    _require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
-    _require(0 < momentum <= 1, "batch_norm_momentum", momentum, "above 0 and at most 1")
+def check_rates(knn_ratio: float, dropout: float, momentum: float) -> None:
+    require(0 <= knn_ratio <= 1, "knn_ratio", knn_ratio, "from 0 to 1")
+    require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
+    require(0 < momentum <= 1, "batch_norm_momentum", momentum, "above 0 and at most 1")
 
 
-def _require(fits: bool, name: str, value: object, rule: str) -> None:
+def require(fits: bool, name: str, value: object, rule: str) -> None:
     if not fits:
         raise ValueError(f"{name} must be {rule}, not {value}")

@@ -56,21 +56,14 @@ class SpatialInception(Inception):
         return self.join(frames, max_pool_3x3x3(frames, num_frames, self.nonnegative_input))
 
 
-class SpatialNetwork(nn.Module):
-    """Frames -> tokens (CVPR'22, "decoupled spatial network").
+class SpatialTrunk(nn.Module):
+    """The convolutions that the spatial networks of CVPR'22 and UMDR share, in three stages.
 
     `width` is the channel count of the first convolution; every other one scales with it.
+    `nonnegative` promises that no inception module's input is ever negative.
     """
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        dim: int,
-        motion_attention: bool,
-        momentum: float,
-        motion_gain: float = 0.0,
-    ):
+    def __init__(self, width: int, momentum: float, nonnegative: bool):
         super().__init__()
         factor = width / PUBLISHED_WIDTH
         widths = {name: paths.scaled(factor) for name, paths in INCEPTION_WIDTHS.items()}
@@ -78,8 +71,8 @@ class SpatialNetwork(nn.Module):
 
         def inception(in_channels: int, name: str) -> SpatialInception:
             # the second module of each pair reads attended features, and a, b may turn negative
-            nonnegative = name.endswith("b") or not motion_attention
-            return SpatialInception(in_channels, widths[name], momentum, nonnegative)
+            safe = name.endswith("b") or nonnegative
+            return SpatialInception(in_channels, widths[name], momentum, safe)
 
         self.conv1 = ConvUnit(3, width, (1, 7, 7), stride=2, momentum=momentum)
         self.conv2b = ConvUnit(width, width, (1, 1, 1), momentum=momentum)
@@ -90,8 +83,29 @@ class SpatialNetwork(nn.Module):
         self.inception4c = inception(widths["4b"].total, "4c")
         self.inception5b = inception(widths["4c"].total, "5b")
         self.inception5c = inception(widths["5b"].total, "5c")
-        self.token_norm = nn.LayerNorm(widths["5c"].total)
-        self.token_linear = nn.Linear(widths["5c"].total, dim)
+        self.stage_widths = tuple(widths[name].total for name in ("3c", "4c", "5c"))
+
+    def stem(self, clip: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B * T, C, H / 8, W / 8)"""
+        frames = halved(self.conv1(frames_of(clip)), 3)
+        return halved(self.conv2c(self.conv2b(frames)), 3)
+
+
+class SpatialNetwork(SpatialTrunk):
+    """Frames -> tokens (CVPR'22, "decoupled spatial network")."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        dim: int,
+        motion_attention: bool,
+        momentum: float,
+        motion_gain: float = 0.0,
+    ):
+        super().__init__(width, momentum, nonnegative=not motion_attention)
+        self.token_norm = nn.LayerNorm(self.stage_widths[-1])
+        self.token_linear = nn.Linear(self.stage_widths[-1], dim)
         self.motion_attention = MotionAttention(motion_gain) if motion_attention else None
 
     def forward(self, clip: Tensor, motion: Tensor | None = None) -> Tensor:
@@ -99,8 +113,7 @@ class SpatialNetwork(nn.Module):
         num_frames = clip.shape[2]
         eighth, sixteenth, thirty_second = self.motion_pyramid(motion)
 
-        frames = halved(self.conv1(frames_of(clip)), 3)
-        frames = halved(self.conv2c(self.conv2b(frames)), 3)
+        frames = self.stem(clip)
         frames = self.attend(self.inception3b(frames, num_frames), eighth)
         frames = halved(self.inception3c(frames, num_frames), 3)
         frames = self.attend(self.inception4b(frames, num_frames), sixteenth)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import Inception, InceptionWidths
+from models.blocks import Inception, InceptionWidths, same_padding
 
 PUBLISHED_DIM = 512
 NUM_HEADS = 8
@@ -17,12 +17,13 @@ INCEPTION_WIDTHS = InceptionWidths(160, 112, 224, 24, 64, 64)
 
 
 def segment_middles(num_frames: int, num_segments: int) -> list[int]:
-    """Middle frame of each of `num_segments` <= `num_frames` equal segments of the frames.
+    """Middle frame of each of `num_segments` equal segments of the frames.
 
-    That is the evaluation rule of the published loader: the mean of a segment, rounded down.
+    That is the evaluation rule of the published loader: the mean of a segment, rounded down. Of
+    more segments than frames some are empty and take the frame at which they begin.
     """
     bounds = [num_frames * i // num_segments for i in range(num_segments + 1)]
-    return [(start + end - 1) // 2 for start, end in itertools.pairwise(bounds)]
+    return [max(start, (start + end - 1) // 2) for start, end in itertools.pairwise(bounds)]
 
 
 def top_softmax(scores: Tensor, kept: int) -> Tensor:
@@ -106,22 +107,31 @@ class Block(nn.Module):
 
 
 class TemporalInception(Inception):
-    """Inception module over time, then a max pool over three frames (CVPR'22, "TMS")."""
+    """Inception module over time, then a max pool over three frames (CVPR'22, "TMS").
 
-    def __init__(self, dim: int, momentum: float):
+    `kernel`: frames that its convolutions and its own pool span.
+    """
+
+    def __init__(self, dim: int, momentum: float, kernel: int = 3):
         widths = INCEPTION_WIDTHS.scaled(dim / PUBLISHED_DIM)
-        super().__init__(dim, widths, (3, 1, 1), momentum)
+        super().__init__(dim, widths, (kernel, 1, 1), momentum)
+        self.kernel = kernel
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, f, D) -> (B, f, D)"""
         planes = tokens[:, :, None].permute(0, 3, 1, 2)  # (B, D, f, 1), channels-last
-        pooled = F.max_pool2d(F.pad(planes, (0, 0, 1, 1)), (3, 1), stride=1)
+        before, after = same_padding(planes.shape[2], self.kernel, 1)
+        pooled = F.max_pool2d(F.pad(planes, (0, 0, before, after)), (self.kernel, 1), stride=1)
         mixed = self.join(planes, pooled)
         return F.max_pool2d(mixed, (3, 1), stride=1, padding=(1, 0)).squeeze(3).transpose(1, 2)
 
 
 class TemporalBranch(nn.Module):
-    """f of a clip's T tokens -> one class token."""
+    """f of a clip's T tokens -> one class token.
+
+    Positions are added to the frames before the inception module (CVPR'22) or, with
+    `position_last`, behind it (UMDR).
+    """
 
     evaluation_indices: Tensor
 
@@ -135,12 +145,15 @@ class TemporalBranch(nn.Module):
         knn_ratio: float,
         dropout: float,
         momentum: float,
+        kernel: int = 3,
+        position_last: bool = False,
     ):
         super().__init__()
         num_tokens = branch_frames + 1
+        self.position_last = position_last
         self.position = nn.Parameter(torch.randn(1, num_tokens, dim))
         self.class_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.inception = TemporalInception(dim, momentum)
+        self.inception = TemporalInception(dim, momentum, kernel)
         self.blocks = nn.Sequential(
             *(Block(dim, num_tokens, knn_ratio, dropout) for _ in range(num_blocks))
         )
@@ -149,13 +162,28 @@ class TemporalBranch(nn.Module):
 
     def forward(self, tokens: Tensor, indices: Tensor | None = None) -> Tensor:
         """tokens (B, T, D), indices (B, f) int64 -> (B, D); by default the evaluation's frames."""
+        return self.blocks(self.embedded(tokens, indices))[:, 0]
+
+    def class_tokens(self, tokens: Tensor, indices: Tensor | None = None) -> list[Tensor]:
+        """As `forward`, behind each of the blocks."""
+        tokens, found = self.embedded(tokens, indices), []
+        for block in self.blocks:
+            tokens = block(tokens)
+            found.append(tokens[:, 0])
+        return found
+
+    def embedded(self, tokens: Tensor, indices: Tensor | None = None) -> Tensor:
+        """tokens (B, T, D), indices (B, f) -> (B, 1 + f, D): what the blocks begin with."""
         if indices is None:
             indices = self.evaluation_indices.expand(tokens.shape[0], -1)
         # Not take_along_dim, with which torch.export cannot leave the batch size open.
-        seen = tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
-        frames = self.inception(seen + self.position[:, 1:])
+        frames = tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
+        place = self.position[:, 1:]
+        frames = self.inception(frames) + place if self.position_last else (
+            self.inception(frames + place)
+        )  # fmt: skip
         class_token = (self.class_token + self.position[:, :1]).expand(tokens.shape[0], -1, -1)
-        return self.blocks(torch.cat((class_token, frames), 1))[:, 0]
+        return torch.cat((class_token, frames), 1)
 
 
 class Head(nn.Module):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from models.decoupled import DecoupledNetwork
 from models.fusion import FusionNetwork
+from models.umdr import UmdrNetwork
 
 BRANCHES = ("small", "media", "large")
 UNITS = {"conv1": "Conv3d_1a_7x7", "conv2b": "Conv3d_2b_1x1", "conv2c": "Conv3d_2c_3x3"}
+UMDR_UNITS = {"conv1": "stem.0", "conv2b": "stem.2", "conv2c": "stem.3"}
 PATHS = {
     "point": "b0",
     "reduce_a": "b1a",
@@ -57,6 +59,8 @@ def table(model: nn.Module) -> Rows:
     """The rows of this network. Raises ValueError where it has no published counterpart."""
     if isinstance(model, FusionNetwork):
         return _fusion_rows(model)
+    if isinstance(model, UmdrNetwork):
+        return _umdr_rows(model)
     if isinstance(model, DecoupledNetwork):
         if len(model.branches) == len(BRANCHES):
             return _unimodal_rows(model.num_blocks)
@@ -109,6 +113,33 @@ def _unimodal_rows(num_blocks: int) -> Rows:
         rows.append((f"heads.{i}.norm", f"dtn.mlp_head_{size}.0"))
         rows.append((f"heads.{i}.linear", f"dtn.mlp_head_{size}.1"))
     rows.append(("spatial.motion_attention", "frp_module.rpconv1d"))
+    return rows
+
+
+def _umdr_rows(model: UmdrNetwork) -> Rows:
+    rows: Rows = []
+    for ours, published in UMDR_UNITS.items():
+        rows += _unit(f"spatial.{ours}", published)
+    for stage, number in enumerate("345"):
+        for pair, letter in enumerate("bc"):
+            layer = f"SMS_layers.{(0, 2, 4)[stage]}.Mixed{pair + 1}"
+            rows += _inception(f"spatial.inception{number}{letter}", layer)
+        layer = f"SMS_layers.{(1, 3, 6)[stage]}"
+        names = ((ours, theirs.replace("project", "TM_project")) for ours, theirs in RECOUPLING.items())
+        rows += [(f"spatial.recouplings.{stage}.{ours}", f"{layer}.{theirs}") for ours, theirs in names]
+    rows += [("spatial.token_norm", "LinearMap.1"), ("spatial.token_linear", "LinearMap.2")]
+    for i in range(len(model.branches)):
+        rows.append((f"branches.{i}.class_token", f"dtn.cls_tokens.{i}.cls_token"))
+        rows.append((f"branches.{i}.position", f"dtn.cls_tokens.{i}.pos_embedding"))
+    for i in range(len(model.branches)):
+        layer = f"dtn.multi_scale_transformers.{i}"
+        rows += _inception(f"branches.{i}.inception", f"{layer}.0")
+        for block in range(model.num_blocks):
+            rows += [
+                (f"branches.{i}.blocks.{block}.{ours}", f"{layer}.2.layers.{block}.{theirs}")
+                for ours, theirs in BLOCK.items()
+            ]
+        rows += [(f"heads.{i}.norm", f"{layer}.3.0"), (f"heads.{i}.linear", f"{layer}.3.2")]
     return rows
 
 

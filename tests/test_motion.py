@@ -103,11 +103,12 @@ def count():
 
 def work():
     before = count()
-    motion_maps(torch.zeros(1, 64, 64, 64, 3, dtype=torch.uint8), 4)
+    motion_maps(pixels, 4)
     print(count() - before)
 
 torch.set_num_threads(2)
 cv2.setNumThreads(0)
+pixels = torch.zeros(1, 64, 64, 64, 3, dtype=torch.uint8)
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()

@@ -44,18 +44,21 @@ def tiny_config(dataset: Path, folder: Path) -> dict:
 
 def launch(
     config: Path, *overrides: str, ranks: int = 0, script: str = "engine/train.py",
-    env: dict | None = None, torchrun: bool = False, restarts: int = 0,
+    env: dict | None = None, fork: bool = True, torchrun: bool = False, restarts: int = 0,
 ) -> subprocess.Popen | Forked | ForkedRanks:  # fmt: skip
     """Starts a script of the repository on a config, in the config's folder: as a plain process, as
-    ranks, or as ranks that torchrun starts, and starts again."""
+    ranks, or as ranks that torchrun starts, and starts again. `fork` of False: in a new interpreter,
+    for what torch reads from the environment when it is imported."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     arguments = ["--config", str(config), *overrides]
-    if not ranks:
+    if not ranks and fork:
         return Forked(ROOT / script, arguments, config.parent, env)
-    if not torchrun:
+    if ranks and not torchrun:
         return ForkedRanks(ranks, ROOT / script, arguments, config.parent, env)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc_per_node={ranks}", f"--max-restarts={restarts}"]
+    launcher = [sys.executable]
+    if ranks:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        launcher += [f"--max-restarts={restarts}"]
     return subprocess.Popen(
         [*launcher, str(ROOT / script), *arguments], cwd=config.parent, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

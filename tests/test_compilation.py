@@ -156,7 +156,7 @@ def test_what_cannot_be_compiled_stays_as_it_was_and_says_why(traced_only):
 def test_without_a_working_compiler_training_goes_on_plainly(train, tmp_path):
     env = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # fmt: skip
-    done = train("train.compile=on", "train.epochs=1", env=env)
+    done = train("train.compile=on", "train.epochs=1", env=env, fork=False)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("train.compile:"))
     assert line.startswith("train.compile: not compiled, ") and "no-such-compiler" in line

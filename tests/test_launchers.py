@@ -81,7 +81,7 @@ def pod(notes: Path, send: int = 0) -> tuple[int, list[str]]:
 def test_slurm_starts_one_torchrun_a_node_after_the_doctor(cluster):
     status, (doctor, training) = slurm(cluster)
     assert status == 0
-    assert doctor == "-m engine.doctor --ranks 16 --config a.yaml data.root=/data"
+    assert doctor == "-m engine.doctor --device cuda --ranks 16 --config a.yaml data.root=/data"
     words = training.split()
     assert words[:2] == ["-m", "torch.distributed.run"]
     assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=node1:22345"} <= set(words)
@@ -123,7 +123,7 @@ def test_slurm_gives_the_ranks_less_time_to_save_than_it_warns_ahead():
 def test_only_the_first_pod_holds_the_rendezvous(cluster, monkeypatch, index, is_host):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
     status, (doctor, training) = pod(cluster)
-    assert status == 0 and doctor == "-m engine.doctor"
+    assert status == 0 and doctor == "-m engine.doctor --device cuda"
     assert training.split() == [f"--rdzv-conf=is_host={is_host}", *TRAIN["args"]]
 
 
@@ -138,7 +138,7 @@ def test_a_pod_fails_with_its_doctor_and_with_its_training(cluster, monkeypatch)
     assert pod(cluster)[0] == 3
     monkeypatch.setenv("DOCTOR", "1")
     cluster.unlink()
-    assert pod(cluster) == (1, ["-m engine.doctor"])
+    assert pod(cluster) == (1, ["-m engine.doctor --device cuda"])
 
 
 def test_the_parts_of_the_kubernetes_file_name_each_other():

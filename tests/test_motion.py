@@ -1,5 +1,8 @@
 """Motion maps of a batch against the plain twin."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +92,30 @@ def test_the_pixels_are_not_changed() -> None:
 def test_a_window_that_does_not_fit_the_clip_is_an_error(window: int) -> None:
     with pytest.raises(ValueError, match=f"data.motion_window is {window}; .* 2 and the 40 frames"):
         motion_maps(batch(1), window)
+
+
+THREADS_STARTED = """
+import os, threading, cv2, torch
+from pipelines.motion import motion_maps
+
+def count():
+    return len(os.listdir("/proc/self/task"))
+
+def work():
+    before = count()
+    motion_maps(pixels, 4)
+    print(count() - before)
+
+torch.set_num_threads(2)
+cv2.setNumThreads(0)
+pixels = torch.zeros(1, 64, 64, 64, 3, dtype=torch.uint8)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_maps_start_no_threads_that_would_slow_down_the_training_step() -> None:
+    """OpenMP's: torch's own zeros of this size would start one."""
+    done = subprocess.run([sys.executable, "-c", THREADS_STARTED], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr

@@ -10,14 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoupled import DecoupledNetwork
-from models.output import FusionOutput, Recoupled
+from models.output import FusionOutput, Pair, Recoupled
 from models.temporal import Head
 
 INTERACTION_DROPOUT = 0.4
 DISCRIMINATOR_DROPOUT = 0.5
-
-Pair = tuple[Tensor, Tensor]
-"""RGB and depth."""
 
 
 class Interaction(nn.Module):

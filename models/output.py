@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]
+"""RGB and depth."""
+
 
 class Recoupled(NamedTuple):
     """The two sides of a recoupling loss."""
@@ -14,7 +17,7 @@ class Recoupled(NamedTuple):
     """(B, D) vector predicted from the temporal weights of a recoupling module."""
 
     teacher: Tensor
-    """(B, D) mean class token of the temporal branches, detached."""
+    """(B, D) mean (UMDR: sum) of the temporal branches' class tokens."""
 
 
 @dataclass
@@ -55,3 +58,18 @@ class FusionOutput(ModelOutput):
         """Sum of all three (the prediction), fused, RGB + depth, RGB, depth; (B, K) each."""
         rgb, depth = self.branch_logits
         return (self.logits + rgb + depth, self.logits, rgb + depth, rgb, depth)
+
+
+@dataclass
+class CrossOutput(ModelOutput):
+    """Outputs of UMDR's RGB-D network: `logits` are the sum of all four scores, `branch_logits`
+    those of RGB and depth completed by each other, which alone learn."""
+
+    alone: tuple[Tensor, ...] = ()
+    """(B, K) scores of the RGB and of the depth network."""
+
+    def heads(self) -> tuple[Tensor, ...]:
+        """Sum of all four (the prediction), their mean, RGB + depth of the unimodal networks, RGB,
+        depth, completed RGB, completed depth; (B, K) each."""
+        rgb, depth = self.alone
+        return (self.logits, self.logits / 4, rgb + depth, rgb, depth, *self.branch_logits)

@@ -10,12 +10,14 @@ from torch import nn
 from models.decoupled import DecoupledNetwork
 from models.fusion import FusionNetwork
 from models.umdr import UmdrNetwork
+from models.umdr_fusion import UmdrFusionNetwork
 from models.video_networks import mvit_v2_s, r3d_18, swin3d_t
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "decoupled": DecoupledNetwork,
     "decoupled_fusion": FusionNetwork,
     "umdr": UmdrNetwork,
+    "umdr_fusion": UmdrFusionNetwork,
     "r3d_18": r3d_18,
     "mvit_v2_s": mvit_v2_s,
     "swin3d_t": swin3d_t,

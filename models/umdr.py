@@ -96,21 +96,26 @@ class UmdrNetwork(nn.Module):
         temperature: what the class scores are divided by.
         Raises ValueError if a shape does not fit.
         """
-        shape = tuple(clip.shape)
-        fits = len(shape) == 5 and shape[1:3] == (3, self.num_frames)
-        require(fits, "clip", shape, f"(B, 3, {self.num_frames}, H, W)")
+        self._check_clip(clip)
         tokens, students = self.spatial(clip)
-        class_tokens = self.class_tokens(tokens, branch_indices)
-        logits = tuple(
-            head(of_blocks[-1]) / temperature
-            for head, of_blocks in zip(self.heads, class_tokens, strict=True)
-        )
-        # The last stages are paired with the last blocks, in order.
-        teachers = [
-            torch.stack(of_block).sum(0) for of_block in zip(*class_tokens, strict=True)
-        ][-NUM_STAGES:]
+        by_block = list(zip(*self.class_tokens(tokens, branch_indices), strict=True))
+        logits = self.scores(by_block[-1], temperature)
+        # The three stages are paired with the last three blocks, in order.
+        teachers = [torch.stack(of_block).sum(0) for of_block in by_block[-NUM_STAGES:]]
         recoupled = tuple(map(Recoupled, students, teachers))
         return ModelOutput(torch.stack(logits).amax(0), logits, recoupled)
+
+    def tokens(self, clip: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """clip (B, 3, T, H, W) -> frame tokens (B, T, D), the class token (B, D) of each branch."""
+        self._check_clip(clip)
+        tokens, _ = self.spatial(clip)
+        return tokens, [branch(tokens) for branch in self.branches]
+
+    def scores(self, class_tokens: Sequence[Tensor], temperature: float) -> tuple[Tensor, ...]:
+        """Each branch's class token (B, D) -> its class scores (B, K)."""
+        return tuple(
+            head(token) / temperature for head, token in zip(self.heads, class_tokens, strict=True)
+        )
 
     def class_tokens(
         self, tokens: Tensor, branch_indices: Sequence[Tensor] | None = None
@@ -125,3 +130,8 @@ class UmdrNetwork(nn.Module):
             branch.class_tokens(tokens, seen)
             for branch, seen in zip(self.branches, indices, strict=True)
         ]
+
+    def _check_clip(self, clip: Tensor) -> None:
+        shape = tuple(clip.shape)
+        fits = len(shape) == 5 and shape[1:3] == (3, self.num_frames)
+        require(fits, "clip", shape, f"(B, 3, {self.num_frames}, H, W)")

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from models.cross_complement import CrossComplement
 from models.decoupled import DecoupledNetwork
 from models.fusion import FusionNetwork
 from models.umdr import UmdrNetwork
@@ -33,6 +34,15 @@ BLOCK = {
     "feed_forward_norm": "1.norm",
     "feed_forward.0": "1.fn.fc1",
     "feed_forward.3": "1.fn.fc2",
+}
+CROSS_BLOCK = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "norm": "norm",
+    "feed_forward_norm": "ffn.norm",
+    "feed_forward.0": "ffn.fn.fc1",
+    "feed_forward.3": "ffn.fn.fc2",
 }
 RECOUPLING = {
     "query": "q",
@@ -61,6 +71,8 @@ def table(model: nn.Module) -> Rows:
         return _fusion_rows(model)
     if isinstance(model, UmdrNetwork):
         return _umdr_rows(model)
+    if isinstance(model, CrossComplement):
+        return _cross_rows(model)
     if isinstance(model, DecoupledNetwork):
         if len(model.branches) == len(BRANCHES):
             return _unimodal_rows(model.num_blocks)
@@ -125,8 +137,12 @@ def _umdr_rows(model: UmdrNetwork) -> Rows:
             layer = f"SMS_layers.{(0, 2, 4)[stage]}.Mixed{pair + 1}"
             rows += _inception(f"spatial.inception{number}{letter}", layer)
         layer = f"SMS_layers.{(1, 3, 6)[stage]}"
-        names = ((ours, theirs.replace("project", "TM_project")) for ours, theirs in RECOUPLING.items())
-        rows += [(f"spatial.recouplings.{stage}.{ours}", f"{layer}.{theirs}") for ours, theirs in names]
+        names = (
+            (ours, theirs.replace("project", "TM_project")) for ours, theirs in RECOUPLING.items()
+        )
+        rows += [
+            (f"spatial.recouplings.{stage}.{ours}", f"{layer}.{theirs}") for ours, theirs in names
+        ]
     rows += [("spatial.token_norm", "LinearMap.1"), ("spatial.token_linear", "LinearMap.2")]
     for i in range(len(model.branches)):
         rows.append((f"branches.{i}.class_token", f"dtn.cls_tokens.{i}.cls_token"))
@@ -141,6 +157,33 @@ def _umdr_rows(model: UmdrNetwork) -> Rows:
             ]
         rows += [(f"heads.{i}.norm", f"{layer}.3.0"), (f"heads.{i}.linear", f"{layer}.3.2")]
     return rows
+
+
+def _cross_rows(model: CrossComplement) -> Rows:
+    rows = [("positions.0", "pos_embedding_M"), ("positions.1", "pos_embedding_K")]
+    for i in range(len(model.spatial.layers)):
+        ours, published = f"spatial.layers.{i}", f"SCC_Module.att_nets.{i}"
+        rows += _enhancement(f"{ours}.enhancement", f"{published}.0")
+        rows += _cross_block(f"{ours}.rgb", f"{published}.1")
+        rows += _cross_block(f"{ours}.depth", f"{published}.2")
+    rows.append(("spatial.norm", "SCC_Module.norm"))
+    rows += _enhancement("enhancement", "temp_enhance_module")
+    for i in range(len(model.temporal.layers)):
+        rows += _cross_block(f"temporal.layers.{i}.rgb", f"TimesFormer.att_nets.{i}.0")
+        rows += _cross_block(f"temporal.layers.{i}.depth", f"TimesFormer.att_nets.{i}.1")
+    rows.append(("temporal.norm", "TimesFormer.norm"))
+    for what, published in (("heads", "classifier"), ("norms", "norm")):
+        rows += [(f"{what}.{i}", f"{published}{i + 1}") for i in range(2)]
+    return rows
+
+
+def _enhancement(ours: str, published: str) -> Rows:
+    names = {"rgb": "mlp_rgb", "depth": "mlp_depth", "norm": "norm"}
+    return [(f"{ours}.{o}", f"{published}.{p}") for o, p in names.items()]
+
+
+def _cross_block(ours: str, published: str) -> Rows:
+    return [(f"{ours}.{o}", f"{published}.{p}") for o, p in CROSS_BLOCK.items()]
 
 
 def _unit(ours: str, published: str) -> Rows:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 import yaml
 
-import runs
 from engine.run import RunDirectory
 
 

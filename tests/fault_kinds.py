@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import runs
 import yaml
 from forked import Forked
-
-import runs
 
 STEPS = 16
 OPTIONS = ("train.epochs=4", "train.save_every=1")

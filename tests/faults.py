@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 import yaml
 from fault_kinds import KINDS, LIMIT_S, Late, Trial
 from tqdm import tqdm
 
-import runs
 from benchmarks.records import record, write
 
 

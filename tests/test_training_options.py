@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import LOSS_CURVE
-
 from runs import assert_bit_equal, final_state, lines_of
+from test_training import LOSS_CURVE
 
 OPTIONS = (
     "train.precision=fp16", "train.ema=0.9", "train.micro_batch=4", "train.gc=2",

@@ -14,9 +14,11 @@ import yaml
 
 from engine import published_config
 from engine.losses import LossConfig
+from engine.mixing import MixConfig
 from engine.optim import OptimConfig
 from engine.train_config import TrainConfig
 from models.registry import MODELS, build_model
+from models.umdr import umdr_branch_frames
 from models.video_networks import PUBLISHED
 from pipelines.config import DataConfig
 from pipelines.typed import convert, suggest, unknown_choice
@@ -27,11 +29,44 @@ FROM_DATA = ("num_classes", "num_frames", "branch_frames", "size")
 DECOUPLED = ("decoupled", "decoupled_fusion")
 """The networks of CVPR'22."""
 
+FUSION = {"decoupled_fusion": "decoupled", "umdr_fusion": "umdr"}
+"""The networks of both modalities, and those of one that they are made of."""
+
+UMDR_RECIPE: dict[str, dict[str, Any]] = {
+    "data": {"num_frames": 32, "motion_window": 0},
+    "optim": {
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "decay_norms": False,
+        "schedule": "timm_cosine",
+        "warmup": 5,
+    },
+}
+"""What both networks of UMDR were published with. Of the recoupling loss ours is the sum over the
+three stages, theirs the mean."""
+
 NETWORK_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "decoupled_fusion": {
         "data": {"modality": "rgbd"},
         "loss": {"branch_weight": 1.0, "recoupling_delay": 0},
         "train": {"temperature": [1.0, 1.0]},
+    },
+    "umdr": {
+        **UMDR_RECIPE,
+        "mix": {"mixup": 0.8, "shufflemix": 0.3, "shufflemix_share": 0.2},
+        "loss": {
+            "recoupling_weight": 0.2,
+            "recoupling_temperature": 0.6,
+            "recoupling_delay": 6,
+            "recoupling_scale": 1 / 3,
+        },
+    },
+    "umdr_fusion": {
+        "data": {**UMDR_RECIPE["data"], "modality": "rgbd"},
+        "mix": {"mixup": 0.8, "shufflemix": 0.3, "shufflemix_share": 0.2},
+        "loss": {"merged_weight": 0.0, "branch_weight": 1.0},
+        "optim": {**UMDR_RECIPE["optim"], "schedule": "timm_step"},
+        "train": {"temperature": [0.07, 0.07]},
     },
     **{
         name: {
@@ -66,6 +101,7 @@ class Config:
     data: DataConfig
     train: TrainConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -93,7 +129,7 @@ def from_tree(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -
     for override in overrides:
         _apply(tree, override)
     model = _model(tree.pop("model", {}), where)
-    for section, values in NETWORK_DEFAULTS.get(model.name, {}).items():
+    for section, values in _defaults(model.name, tree).items():
         if isinstance(tree.get(section), dict):  # whatever else it is, is reported below
             tree[section] = values | tree[section]
         else:
@@ -103,6 +139,19 @@ def from_tree(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -
     if problems:
         raise ValueError("\n".join(f"{where}: {section}: {text}" for section, text in problems))
     return config
+
+
+def _defaults(network: str, tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those of NETWORK_DEFAULTS, and what follows for the network from what the file sets."""
+    defaults = NETWORK_DEFAULTS.get(network, {})
+    if not network.startswith("umdr"):
+        return defaults
+    given = tree.get("data")
+    frames = (given if isinstance(given, dict) else {}).get("num_frames", 32)
+    if not isinstance(frames, int) or frames < 2:  # is reported below
+        return defaults
+    branches = {"branch_frames": list(umdr_branch_frames(frames))}
+    return defaults | {"data": defaults["data"] | branches}
 
 
 def model_options(config: Config) -> dict[str, Any]:
@@ -190,14 +239,19 @@ def _model(section: Any, where: str) -> ModelConfig:
 
 def _problems(config: Config) -> Iterator[tuple[str, str]]:
     """(section, `key message`) of every value that cannot be, alone or beside the others."""
-    for section in ("data", "loss", "optim", "train"):
+    for section in ("data", "mix", "loss", "optim", "train"):
         for key, text in getattr(config, section).problems():
             yield section, f"{key} {text}"
     halves = [key for key in ("init_rgb", "init_depth") if getattr(config.train, key)]
-    if halves and config.model.name != "decoupled_fusion":
-        yield "train", f"{halves[0]} is for decoupled_fusion; set init_from for {config.model.name}"
-    if config.model.name in DECOUPLED:
+    name = config.model.name
+    if halves and name not in FUSION:
+        yield "train", f"{halves[0]} is for {' and '.join(FUSION)}; set init_from for {name}"
+    if name in DECOUPLED or name in FUSION or name in FUSION.values():
+        yield from (("data", text) for text in _modality_problems(config))
+    if name in DECOUPLED:
         yield from (("data", text) for text in _decoupled_problems(config))
+    elif name.startswith("umdr"):
+        yield from (("data", text) for text in _umdr_problems(config))
     else:
         yield from (("data", text) for text in _video_problems(config))
 
@@ -211,18 +265,23 @@ def _model_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model", str(error)
 
 
-def _decoupled_problems(config: Config) -> Iterator[str]:
-    """What the CVPR'22 networks ask of their clips."""
-    data = config.data
-    fusion = config.model.name == "decoupled_fusion"
-    if fusion != (data.modality == "rgbd"):
-        other = "decoupled" if fusion else "decoupled_fusion"
+def _modality_problems(config: Config) -> Iterator[str]:
+    """Whether CVPR'22's and UMDR's networks get the modalities they are for, and branches."""
+    data, name = config.data, config.model.name
+    if (name in FUSION) != (data.modality == "rgbd"):
+        others = FUSION | {one: both for both, one in FUSION.items()}
         yield (
-            f"modality is {data.modality}, but model.name {config.model.name} takes "
-            f"{'rgbd' if fusion else 'rgb or depth'}; set it so, or model.name to {other}"
+            f"modality is {data.modality}, but model.name {name} takes "
+            f"{'rgbd' if name in FUSION else 'rgb or depth'}; set it so, or model.name to "
+            f"{others[name]}"
         )
     if not data.branch_frames:
         yield "branch_frames needs one positive number of frames per temporal branch"
+
+
+def _decoupled_problems(config: Config) -> Iterator[str]:
+    """What the CVPR'22 networks ask of their clips."""
+    data = config.data
     longest = max(data.branch_frames, default=0)
     if longest > data.num_frames:
         yield f"branch_frames holds {longest}, more than num_frames = {data.num_frames}"
@@ -238,6 +297,15 @@ def _decoupled_problems(config: Config) -> Iterator[str]:
                 "motion_window is 0, but this network's motion attention needs the maps; set it "
                 "to 10, or model.motion_attention to false"
             )
+
+
+def _umdr_problems(config: Config) -> Iterator[str]:
+    """What UMDR's networks ask of their clips."""
+    if config.data.motion_window:
+        yield (
+            f"motion_window is {config.data.motion_window}, but model.name {config.model.name} "
+            "takes no motion maps; set it to 0"
+        )
 
 
 def _video_problems(config: Config) -> Iterator[str]:

@@ -26,10 +26,12 @@ def initialise(network: nn.Module, config: Config) -> list[str]:
     for modality in ("rgb", "depth"):
         key = f"init_{modality}"
         if path := getattr(config.train, key):
-            saved = checkpoint.evaluated(_load(path, key))
-            heads = [name for name in saved if name.startswith(HEADS)]
-            _fill(getattr(network, modality), saved, heads, path, key)
-            lines.append(f"the {modality} network starts from {path}, without its heads")
+            half, saved = getattr(network, modality), checkpoint.evaluated(_load(path, key))
+            headless = not any(name.startswith(HEADS) for name in half.state_dict())
+            heads = [name for name in saved if name.startswith(HEADS)] if headless else []
+            _fill(half, saved, heads, path, key)
+            without = ", without its heads" if headless else ""
+            lines.append(f"the {modality} network starts from {path}{without}")
     if path := config.train.init_from:
         state, own = _load(path, "init_from"), network.state_dict()
         saved = checkpoint.evaluated(state)

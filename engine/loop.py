@@ -69,6 +69,11 @@ def _cast(videos: Tensor | tuple[Tensor, ...], dtype: torch.dtype) -> Any:
     return tuple(video.to(dtype) for video in videos)
 
 
+def main_label(batch: Batch) -> Tensor:
+    """(B,) int64: the label of each clip; of a mixed one, the class with the largest share."""
+    return batch.label if batch.target is None else torch.stack(batch.target).mean(0).argmax(1)
+
+
 class TrainStep:
     """Forward, loss, backward, clip, update: never waits for the device."""
 
@@ -147,16 +152,18 @@ class TrainStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A forward pass -> the loss, and all means that are logged."""
         output = predict(self.model, batch, temperature, self.precision)
-        loss, parts = training_loss(output, batch.label, self.loss, epoch)
+        labels = batch.label if batch.target is None else batch.target
+        loss, parts = training_loss(output, labels, self.loss, epoch)
         prediction = output.heads()[0].detach().argmax(1)
-        top1 = (prediction == batch.label).double().mean()
+        top1 = (prediction == main_label(batch)).double().mean()
         return loss, {"loss": loss.detach(), **parts, "top1": top1}
 
     def _zero_gradients(self) -> None:
         """A gradient that is there is added to. A first one is taken as it is, and where a CUDA
         graph made it (engine/cuda_graph.py), the next one would be written over it."""
         for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _unsynchronised(self) -> AbstractContextManager:
         """Within it gradients stay on their rank: they are averaged once per step."""

@@ -16,9 +16,12 @@ class LossConfig:
     and engine/config.py holds where those of other networks differ."""
 
     label_smoothing: float = 0.1
+    merged_weight: float = 1.0
+    """Weight of the cross-entropy of the merged (fused) logits; 0 in UMDR's fusion, where only the
+    completed modalities learn."""
+
     branch_weight: float = 0.5
-    """Weight of the cross-entropy of each branch (of each modality in a fusion network) beside 1
-    for the merged (fused) logits."""
+    """Weight of the cross-entropy of each branch (of each modality in a fusion network)."""
 
     recoupling_weight: float = 1.0
     recoupling_temperature: float = 0.5
@@ -31,6 +34,10 @@ class LossConfig:
     recoupling_scale: float = 4.0
     """The published loss is a sum over one GPU's clips; ours is the mean over the global batch
     times this, their number per GPU, so that it depends on no number of ranks."""
+
+    teacher_gradient: bool = False
+    """Whether the recoupling loss also moves its teachers, towards what their students say, as in
+    the released UMDR; its value is then a cross-entropy, otherwise a KL divergence."""
 
     reconstruction_weight: float = 1.0
     """Fusion network: squared distance of the decoded token from each modality's."""
@@ -45,31 +52,43 @@ class LossConfig:
         if self.recoupling_temperature <= 0:
             yield "recoupling_temperature", "must be positive"
         for key in (
-            "branch_weight", "recoupling_weight", "recoupling_delay", "recoupling_scale",
+            "merged_weight", "branch_weight", "recoupling_weight", "recoupling_delay", "recoupling_scale",
             "reconstruction_weight", "modality_weight",
         ):  # fmt: skip
             if getattr(self, key) < 0:
                 yield key, "is negative"
 
 
+Labels = Tensor | tuple[Tensor, ...]
+"""(B,) int64 classes, or of each modality (B, K) shares of the classes in mixed clips."""
+
+
 def training_loss(
-    output: ModelOutput, label: Tensor, config: LossConfig, epoch: int
+    output: ModelOutput, labels: Labels, config: LossConfig, epoch: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of this rank's clips -> (scalar, its detached parts by name, before their weights).
 
     Parts are `merged`, and where the network has them `branches`, `recoupling`, `reconstruction`
     and `modality`. Each is a mean over clips, so that averaging gradients over ranks of equal
-    batches gives the loss of the global batch. label (B,) int64.
+    batches gives the loss of the global batch. Where modalities were mixed each by its own draw,
+    each learns its own labels, and what is made of both their mean.
     """
+    label, of_branches = _of_heads(labels, len(output.branch_logits))
     parts = {"merged": _cross_entropy(output.logits, label, config)}
-    weights = {"merged": 1.0}
+    weights = {"merged": config.merged_weight}
     if output.branch_logits:
-        branches = [_cross_entropy(logits, label, config) for logits in output.branch_logits]
+        branches = [
+            _cross_entropy(logits, own, config)
+            for logits, own in zip(output.branch_logits, of_branches, strict=True)
+        ]
         parts["branches"] = torch.stack(branches).sum()
         weights["branches"] = config.branch_weight
     if output.recoupled:
         temperature = config.recoupling_temperature
-        recoupling = [recoupling_loss(*pair, temperature) for pair in output.recoupled]
+        recoupling = [
+            recoupling_loss(*pair, temperature, config.teacher_gradient)
+            for pair in output.recoupled
+        ]
         parts["recoupling"] = torch.stack(recoupling).sum()
         # Weight 0, not absence, during the delay: every parameter gets a gradient in every step,
         # which DistributedDataParallel counts on.
@@ -84,11 +103,27 @@ def training_loss(
     return total, {name: part.detach() for name, part in parts.items()}
 
 
-def recoupling_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(teacher / t) || softmax(student / t)), mean over clips; both (B, D)."""
+def _of_heads(labels: Labels, branches: int) -> tuple[Tensor, list[Tensor]]:
+    """The labels of the merged logits, and of each branch."""
+    if isinstance(labels, Tensor):
+        return labels, [labels] * branches
+    if len(labels) == 1:
+        return labels[0], [labels[0]] * branches
+    return torch.stack(labels).mean(0), list(labels)
+
+
+def recoupling_loss(
+    student: Tensor, teacher: Tensor, temperature: float, teacher_gradient: bool = False
+) -> Tensor:
+    """KL(softmax(teacher / t) || softmax(student / t)), mean over clips; both (B, D). With
+    `teacher_gradient` the cross-entropy, which has the same gradient for the student."""
     # A 16-bit log-softmax over D values loses the small probabilities.
     log_student = F.log_softmax(_exact(student) / temperature, dim=1)
-    log_teacher = F.log_softmax(_exact(teacher) / temperature, dim=1)
+    if teacher_gradient:
+        return F.cross_entropy(
+            _exact(student) / temperature, (_exact(teacher) / temperature).softmax(1)
+        )
+    log_teacher = F.log_softmax(_exact(teacher.detach()) / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 LOWEST_WARMUP_LR = 1e-8
+TIMM_WARMUP_LR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,33 @@ class OptimConfig:
     momentum: float = 0.9
     """Of SGD; AdamW takes its usual betas."""
 
+    nesterov: bool = False
+    """SGD looks ahead: UMDR's recipe."""
+
     weight_decay: float = 3e-4
-    """On all parameters, as published."""
+
+    decay_norms: bool = True
+    """Weight decay also on biases and the weights of norms, as published for CVPR'22; UMDR's recipe
+    spares them."""
 
     clip_norm: float = 5.0
     """Largest norm of the whole gradient; 0 turns clipping off."""
 
     schedule: str = "cosine"
     """`cosine`, `plateau` (a tenth of the rate, at least `min_lr`, after `patience` epochs without
-    a better top-1) or `constant`; all after the warm-up."""
+    a better top-1) or `constant`; all after the warm-up. UMDR's, as its trainer drives timm's
+    schedulers, one epoch late: `timm_cosine`, whose cosine counts from the run's start, and
+    `timm_step`, a tenth every `decay_every` epochs."""
+
+    decay_every: int = 10
+    """Of `timm_step`."""
 
     schedule_by: str = "epoch"
     """`epoch`: the rate is constant within an epoch, as published; `step`: it changes every step,
     and `warmup` counts steps."""
 
     warmup: int = 3
-    """Epochs (or steps) of linear rise from 1e-8 to `lr`."""
+    """Epochs (or steps) of linear rise from 1e-8 (timm's schedules: 1e-6) to `lr`."""
 
     fused: str = "auto"
     """Whose kernels do SGD's update: `apex` (NVIDIA Apex, for GPUs), `torch`, or `auto`: Apex's
@@ -54,7 +66,7 @@ class OptimConfig:
         """(key, what is wrong with it) of every impossible value."""
         choices = {
             "name": ("sgd", "adamw"),
-            "schedule": ("cosine", "plateau", "constant"),
+            "schedule": ("cosine", "plateau", "constant", "timm_cosine", "timm_step"),
             "schedule_by": ("epoch", "step"),
             "fused": ("auto", "apex", "torch"),
         }
@@ -63,6 +75,12 @@ class OptimConfig:
                 yield key, f"is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}"
         if self.fused == "apex" and self.name != "sgd":
             yield "fused", f"is apex, which is for sgd here; with {self.name} leave it at auto"
+        if self.nesterov and self.name != "sgd":
+            yield "nesterov", f"is for sgd; with {self.name} set it to false"
+        elif self.nesterov and not self.momentum:
+            yield "nesterov", "needs momentum; set optim.momentum to 0.9, say"
+        if self.decay_every < 1:
+            yield "decay_every", f"is {self.decay_every}; it must be at least 1"
         if self.lr <= 0:
             yield "lr", f"is {self.lr}; it must be positive"
         if self.min_lr > self.lr:
@@ -80,6 +98,8 @@ def scheduled_lr(config: OptimConfig, now: int, end: int) -> float:
     Warm-up: linspace(1e-8, lr, warmup)[now]; then lr falls along half a cosine to `min_lr` at
     `end`, as the CVPR'22 recipe is meant (its released trainer stops the warm-up at lr / 2).
     """
+    if config.schedule.startswith("timm_"):
+        return _timm_lr(config, max(now - 1, 0), end)
     if now < config.warmup:
         rise = now / max(config.warmup - 1, 1)
         return LOWEST_WARMUP_LR + (config.lr - LOWEST_WARMUP_LR) * rise
@@ -89,23 +109,42 @@ def scheduled_lr(config: OptimConfig, now: int, end: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
+def _timm_lr(config: OptimConfig, now: int, end: int) -> float:
+    """timm's rate at `now`: the warm-up ends one step below `lr`, and nothing is shifted by it."""
+    if now < config.warmup:
+        return TIMM_WARMUP_LR + (config.lr - TIMM_WARMUP_LR) * now / config.warmup
+    if config.schedule == "timm_step":
+        return config.lr * 0.1 ** (now // config.decay_every)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * now / end)) / 2
+
+
 def temperature_at(epoch: int, first: float, last: float, epochs: int) -> float:
     """What logits are divided by: linear from `first` to `last` over `epochs`, then constant."""
     return first + (last - first) * min(epoch / max(epochs - 1, 1), 1.0)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters, in fused kernels.
+    """SGD or AdamW over all parameters that learn, in fused kernels.
 
     Raises ValueError where they are to be Apex's and cannot be.
     """
-    parameters = list(model.parameters())
+    groups = parameter_groups(model, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-    sgd = _apex_sgd(config, parameters[0].device) or partial(torch.optim.SGD, fused=True)
-    return sgd(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    device = next(model.parameters()).device
+    sgd = _apex_sgd(config, device) or partial(torch.optim.SGD, fused=True)
+    return sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """All in one, or without `decay_norms` first those of one axis, which do not decay."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.decay_norms:
+        return [{"params": learning, "weight_decay": config.weight_decay}]
+    return [
+        {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in learning if p.dim() > 1], "weight_decay": config.weight_decay},
+    ]
 
 
 def _apex_sgd(config: OptimConfig, device: torch.device) -> Callable[..., torch.optim.SGD] | None:

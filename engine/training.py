@@ -23,6 +23,7 @@ from engine.garbage import between_steps
 from engine.initial import initialise
 from engine.loop import Precision, TrainStep
 from engine.metrics import Average, Stopwatch
+from engine.mixing import Mixing
 from engine.optim import LearningRate, build_optimizer, resume_optimizer, temperature_at
 from engine.rehearsal import check_precision, trial
 from engine.run import Progress, RunDirectory, device_name, result
@@ -79,6 +80,10 @@ class Training:
         self.step = TrainStep(
             self.model, self.optimizer, config.loss, config.optim.clip_norm, self.precision,
             shares=self.shares, skip=config.train.on_nan == "skip", clock=self.clock,
+        )  # fmt: skip
+        self.mixing = Mixing(
+            config.mix, config.train.seed, config.data.num_classes,
+            paired=config.data.paired_view,
         )  # fmt: skip
         self.losses = LossWatch(
             self.step, ranks, config.train.log_every, config.train.max_loss, self.clips.train_name
@@ -162,7 +167,7 @@ class Training:
             rate = self.rate.set(epoch, train.epochs, progress.step, total)
             # Dropout is a function of the step, so that no generator state has to be stored.
             torch.manual_seed(_step_seed(train.seed, progress.step, self.ranks.rank))
-            means = self.step(batch, epoch, temperature)
+            means = self.step(self.mixing(batch, progress.step), epoch, temperature)
             self.average.add(len(batch.label), **means)
             if self.weight_average:
                 self.weight_average.update(progress.step)

@@ -35,6 +35,10 @@ class Batch:
     index: Tensor
     """(B,) int64, on the CPU: the clips' places in their list."""
 
+    target: tuple[Tensor, ...] | None = None
+    """(B, K) share of each class in what mixing has made of each clip, of each modality; None
+    where nothing was mixed."""
+
     @property
     def streams(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """`clip` and `motion` of each modality."""
@@ -54,7 +58,7 @@ class Batch:
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it holds."""
-        for part in (self.clip, self.motion, self.label, self.branch_indices, self.index):
+        for part in (getattr(self, field.name) for field in dataclasses.fields(self)):
             if isinstance(part, Tensor):
                 yield part
             elif part is not None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from fixture_rules import (
+    Choices,
     assert_digest,
     assert_gradients,
     filled,
@@ -98,29 +99,6 @@ def test_a_training_step_has_the_recorded_losses_and_gradients(weights, monkeypa
     choices.replay()
     check_training_step(network(weights, torch.float32), expected, noisy, 1e-3)
     assert 0 < choices.differing < 100
-
-
-class Choices:
-    """Attention to the best keys that remembers which they were, or uses those it remembers."""
-
-    def __init__(self) -> None:
-        self.made: list[Tensor] = []
-        self.left: list[Tensor] | None = None
-        self.differing = 0
-
-    def replay(self) -> None:
-        self.left = list(self.made)
-
-    def top_softmax(self, scores: Tensor, kept: int) -> Tensor:
-        keys = scores.topk(kept, sorted=False).indices
-        if self.left is None:
-            self.made.append(keys)
-        else:
-            own, keys = keys, self.left.pop(0)
-            differs = own.sort(-1).values != keys.sort(-1).values
-            self.differing += int(differs.any(-1).sum())
-        chosen = scores.gather(-1, keys).softmax(-1)
-        return torch.zeros_like(scores).scatter(-1, keys, chosen)
 
 
 def check_training_step(

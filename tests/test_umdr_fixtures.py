@@ -1,5 +1,6 @@
 """UMDR reproduces numbers recorded from the published network, forward and backward."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fixture_rules import (
+    Choices,
     assert_digest,
     assert_gradients,
     filled,
@@ -16,7 +18,8 @@ from fixture_rules import (
 )
 from torch import Tensor, nn
 
-from models import ModelOutput, build_model
+from engine.losses import LossConfig, training_loss
+from models import ModelOutput, build_model, temporal
 from models.upstream import load_published, to_published
 
 FLOATS = [torch.float32, torch.float64]
@@ -107,28 +110,53 @@ def watch_stages(model: nn.Module, frames: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, dtype", [
-    ("eval", torch.float32), ("train", torch.float32), ("train", torch.float64),
-])  # fmt: skip
-def test_losses_and_gradients_with_soft_labels_are_the_recorded_ones(mode, dtype) -> None:
-    precise = dtype == torch.float64
-    expected = record(f"umdr_grad_{mode}_{'fp64' if precise else 'fp32'}")
-    model = network(60, 32, dtype).train(mode == "train")
+def test_losses_with_soft_labels_are_the_recorded_ones() -> None:
+    expected = record("umdr_grad_eval_fp32")
+    model = network(60, 32, torch.float32).eval()
+    with torch.no_grad():
+        classification, rcm = losses(model, expected, torch.float32)
+    assert classification.item() == pytest.approx(expected["CE"], rel=5e-4)
+    assert rcm.item() == pytest.approx(expected["rcm"], rel=5e-4)
+
+
+@pytest.mark.slow
+def test_a_training_step_has_the_recorded_losses_and_gradients(monkeypatch) -> None:
+    exact, noisy = record("umdr_grad_train_fp64"), record("umdr_grad_train_fp32")
+    choices = Choices()
+    monkeypatch.setattr(temporal, "top_softmax", choices.top_softmax)
+    # The published loss was accumulated in float32 even in the record of float64.
+    check_training_step(exact, torch.float64, loss=1e-8, rough=1e-6)
+    # In float32 some attention rows have a tie so near that another key gets in. With the choices
+    # of float64 all else is held to the float32 tolerances.
+    choices.replay()
+    check_training_step(exact, torch.float32, loss=1e-3, rough=1e-3, noisy=noisy)
+    assert choices.differing < 100
+
+
+def check_training_step(
+    exact: dict[str, Any], dtype: torch.dtype, *, loss: float, rough: float,
+    noisy: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    expected = noisy or exact
+    model = network(60, 32, dtype).train()
+    classification, rcm = losses(model, expected, dtype)
+    (classification + expected["distill_lamdb"] * rcm).backward()
+    assert classification.item() == pytest.approx(expected["CE"], rel=loss)
+    assert rcm.item() == pytest.approx(expected["rcm"], rel=rough)
+    assert_gradients(published_gradients(model), exact, noisy, exact=1e-6)
+
+
+def losses(model: nn.Module, expected: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The program's own, before the recoupling loss's weight: classification, recoupling."""
     epoch = expected["args"].get("epoch", 0)
     output = model(video(32, dtype), temperature=temperature(epoch))
-
-    smooth = torch.full((BATCH, 60), expected["smoothing"] / 60, dtype=dtype)
-    smooth[range(BATCH), expected["target"]] += 1 - expected["smoothing"]
-    weight = expected["mixup_lam"]
-    label = weight * smooth + (1 - weight) * smooth.flip(0)
-    heads = zip((1, 0.5, 0.5, 0.5), (output.logits, *output.branch_logits), strict=True)
-    classification = sum(share * F.cross_entropy(logits, label) for share, logits in heads)
-    rcm = recoupling(output)
-    (classification + expected["distill_lamdb"] * rcm).backward()
-
-    tolerance = 1e-8 if precise else {"eval": 5e-4, "train": 1e-3}[mode]
-    assert classification.item() == pytest.approx(expected["CE"], rel=tolerance)
-    assert rcm.item() == pytest.approx(expected["rcm"], rel=max(tolerance, 1e-6))
-    if mode == "train":
-        exact = record("umdr_grad_train_fp64")
-        assert_gradients(published_gradients(model), exact, None if precise else expected)
+    hot = F.one_hot(torch.tensor(expected["target"]), 60).to(dtype)
+    share = expected["mixup_lam"]
+    label = share * hot + (1 - share) * hot.flip(0)
+    config = LossConfig(
+        label_smoothing=expected["smoothing"], recoupling_weight=1.0, recoupling_scale=1 / 3,
+        recoupling_temperature=0.6, recoupling_delay=0, teacher_gradient=True,
+    )  # fmt: skip
+    total, _ = training_loss(output, (label,), config, epoch)
+    classification, _ = training_loss(replace(output, recoupled=()), (label,), config, epoch)
+    return classification, total - classification

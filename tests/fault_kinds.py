@@ -155,9 +155,11 @@ def full_disk(trial: Trial) -> None:
     trial.moment(first=1, last=STEPS - 4)
     trial.alive()
     pid = trial.process.pid
+    had_one = (trial.run / "last.pt").exists()  # no save may have ended yet
     unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE, (10_000, -1))
     time.sleep(trial.draw.uniform(0.02, 0.5))
-    runs.final_state(trial.run)  # a good one is there all the time
+    if had_one:
+        runs.final_state(trial.run)  # it stays good all the time
     if trial.process.poll() is None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
     said = trial.end(0)

@@ -97,11 +97,16 @@ class Bench:
                 trial.clean_up()
                 shutil.rmtree(trial.config.parent)
             return {
-                "fault": fault, "number": number, "notes": trial.notes, "hung": hung,
-                "as_expected": not problem, "problem": problem,
+                "fault": fault, "number": number, "hung": hung,
+                "notes": list(map(self.without_folders, trial.notes)),
+                "as_expected": not problem, "problem": self.without_folders(problem),
                 "seconds": round(time.monotonic() - began, 1),
             }  # fmt: skip
         raise RuntimeError(f"{fault}: ten times in a row the run was over before its fault")
+
+    def without_folders(self, text: str) -> str:
+        """Results are published: no path of this machine in them."""
+        return text.replace(f"{self.folder}/", "").replace(f"{runs.ROOT}/", "")
 
     def compare(self, trial: Trial) -> None:
         """Raises AssertionError unless the run ended as the one that nothing befell."""

@@ -47,8 +47,10 @@ def launch(
     env: dict | None = None, fork: bool = True, torchrun: bool = False, restarts: int = 0,
 ) -> subprocess.Popen | Forked | ForkedRanks:  # fmt: skip
     """Starts a script of the repository on a config, in the config's folder: as a plain process, as
-    ranks, or as ranks that torchrun starts, and starts again. `fork` of False: in a new interpreter,
-    for what torch reads from the environment when it is imported."""
+    ranks, or as ranks that torchrun starts, and starts again.
+
+    `fork` of False: in a new interpreter, for what torch reads at its import from `env`.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     arguments = ["--config", str(config), *overrides]
     if not ranks and fork:

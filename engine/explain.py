@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from models.decoupled import DecoupledNetwork
 from models.output import ModelOutput
+from models.recoupling import Recoupling
+from models.staged import StageRecoupling
 from models.temporal import KnnAttention, TemporalBranch
+from models.umdr import UmdrNetwork
 from pipelines.batch import Batch
 
 STAGES = (("inception5c", 32), ("inception4c", 16), ("inception3c", 8))
@@ -66,7 +69,7 @@ class Explanation:
     """(T,) recoupling weight of each frame, 0 to 1."""
 
     channel_weight: Floats | None
-    """(D,) recoupling weight of each channel, 0 to 1."""
+    """(D,) recoupling weight of each channel, 0 to 1; UMDR's are weighted frame by frame only."""
 
 
 class Recording:
@@ -78,15 +81,15 @@ class Recording:
 
     def __init__(self, network: nn.Module, modality: str, size: int) -> None:
         """A network of one `modality`, or one with a submodule for each, for clips of height and
-        width `size`. Raises ValueError where none of them is the CVPR'22 network."""
+        width `size`. Raises ValueError where none of them is CVPR'22's or UMDR's network."""
         self.parts = {
             name or modality: part
             for name, part in (("", network), *network.named_children())
-            if isinstance(part, DecoupledNetwork)
+            if isinstance(part, (DecoupledNetwork, UmdrNetwork))
         }
         if not self.parts:
             name = getattr(network, "name", type(network).__name__)
-            raise ValueError(f"no explanation is known for {name}, only for CVPR'22's networks")
+            raise ValueError(f"no explanation is known for {name}, only for CVPR'22's and UMDR's")
         fitting = [stage for stage, stride in STAGES if size // stride >= LEAST_CELLS]
         self.stage = fitting[0] if fitting else STAGES[-1][0]
         self._seen: dict[tuple[str, str | int], Tensor] = {}
@@ -98,8 +101,9 @@ class Recording:
             self._hooks.append(features.register_forward_hook(self._leaf(name)))
             for k, branch in enumerate(part.branches):
                 self._keep_input(_last_attention(branch), name, k)
-            if part.recoupling is not None:
-                self._keep_input(part.recoupling, name, "recoupling")
+            recoupling = _recoupling(part)
+            if recoupling is not None:
+                self._keep_input(recoupling, name, "recoupling")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,11 +135,12 @@ class Recording:
         motion = batch.motion[i] if isinstance(batch.motion, tuple) else batch.motion
         pixels = (clip.float() * 128 + 127.5).round().byte().permute(0, 2, 3, 4, 1)
         attention = self._attention(name, batch.branch_indices)
-        recoupling, frame_weight, channel_weight = self.parts[name].recoupling, None, None
+        recoupling, frame_weight, channel_weight = _recoupling(self.parts[name]), None, None
         if recoupling is not None:
-            tokens = self._seen[name, "recoupling"]
-            frame_weight = recoupling.frame_weight(tokens)
-            channel_weight = recoupling.channel_weight(tokens)
+            seen = self._seen[name, "recoupling"]
+            frame_weight = recoupling.frame_weight(seen)
+            if isinstance(recoupling, Recoupling):
+                channel_weight = recoupling.channel_weight(seen)
         return [
             Explanation(
                 modality=name,
@@ -174,6 +179,16 @@ class Recording:
             self._seen[name, key] = inputs[0].detach().to(next(module.parameters()).dtype)
 
         self._hooks.append(module.register_forward_pre_hook(hook))
+
+
+def _recoupling(part: nn.Module) -> Recoupling | StageRecoupling | None:
+    """The recoupling module of a network, of UMDR's the last."""
+    if isinstance(part, UmdrNetwork):
+        last = part.spatial.recouplings[-1]
+        assert isinstance(last, StageRecoupling)
+        return last
+    assert isinstance(part, DecoupledNetwork)
+    return part.recoupling
 
 
 def _floats(tensor: Tensor) -> Floats:

@@ -52,8 +52,8 @@ class LossConfig:
         if self.recoupling_temperature <= 0:
             yield "recoupling_temperature", "must be positive"
         for key in (
-            "merged_weight", "branch_weight", "recoupling_weight", "recoupling_delay", "recoupling_scale",
-            "reconstruction_weight", "modality_weight",
+            "merged_weight", "branch_weight", "recoupling_weight", "recoupling_delay",
+            "recoupling_scale", "reconstruction_weight", "modality_weight",
         ):  # fmt: skip
             if getattr(self, key) < 0:
                 yield key, "is negative"

@@ -33,10 +33,18 @@ class StageRecoupling(nn.Module):
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames (B * T, C, H, W) -> the same shape, student (B, D)"""
         mixed = self.mixed(frames)
-        means = mixed.mean((1, 2, 3)).unflatten(0, (-1, self.num_frames))  # (B, T)
-        score = self.norm(self.excite(F.gelu(self.squeeze(means))))
+        score = self.score(mixed)
         weight = torch.sigmoid(score).flatten()[:, None, None, None]
         return frames + weight.to(frames.dtype) * mixed, self.student(score)
+
+    def frame_weight(self, frames: Tensor) -> Tensor:
+        """frames (B * T, C, H, W) -> (B, T) in (0, 1): how much of its mix each frame gets."""
+        return torch.sigmoid(self.score(self.mixed(frames)))
+
+    def score(self, mixed: Tensor) -> Tensor:
+        """(B * T, C, H, W) -> (B, T)"""
+        means = mixed.mean((1, 2, 3)).unflatten(0, (-1, self.num_frames))
+        return self.norm(self.excite(F.gelu(self.squeeze(means))))
 
     def mixed(self, frames: Tensor) -> Tensor:
         """frames (B * T, C, H, W) -> the same shape, channels-last as they are."""

@@ -126,10 +126,11 @@ class UmdrNetwork(nn.Module):
             found = [tuple(seen.shape) for seen in branch_indices]
             wanted = [(len(tokens), frames) for frames in self.branch_frames]
             require(found == wanted, "branch_indices", found, str(wanted))
-        return [
-            branch.class_tokens(tokens, seen)
-            for branch, seen in zip(self.branches, indices, strict=True)
-        ]
+        by_branch = []
+        for branch, seen in zip(self.branches, indices, strict=True):
+            assert isinstance(branch, TemporalBranch)
+            by_branch.append(branch.class_tokens(tokens, seen))
+        return by_branch
 
     def _check_clip(self, clip: Tensor) -> None:
         shape = tuple(clip.shape)

@@ -89,12 +89,11 @@ class UmdrFusionNetwork(nn.Module):
         frames: list[Tensor] = []
         class_tokens: list[Tensor] = []
         alone: list[Tensor] = []
-        with torch.no_grad():
-            for network, seen in zip((self.rgb, self.depth), clip, strict=True):
-                tokens, last = network.tokens(seen)
-                frames.append(tokens)
-                class_tokens.append(torch.stack(last).mean(0))
-                alone.append(torch.stack(network.scores(last, temperature)).amax(0))
+        for network, seen in zip((self.rgb, self.depth), clip, strict=True):
+            tokens, last = network.tokens(seen)
+            frames.append(tokens)
+            class_tokens.append(torch.stack(last).mean(0))
+            alone.append(torch.stack(network.scores(last, temperature)).amax(0))
         rgb, depth = self.complement((frames[0], frames[1]), (class_tokens[0], class_tokens[1]))
         completed = (rgb.to(alone[0].dtype), depth.to(alone[1].dtype))
         return CrossOutput(torch.stack((*alone, *completed)).sum(0), completed, (), tuple(alone))

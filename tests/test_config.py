@@ -79,7 +79,7 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("data.motion_window=99", "data: motion_window is 99; it must be 0 (no motion maps) or "
          "between 2 and num_frames = 64"),
         ("model.name=decupled", "model: name is 'decupled'; did you mean 'decoupled'? "
-         "(one of decoupled, decoupled_fusion, r3d_18, mvit_v2_s, swin3d_t)"),
+         "(one of decoupled, decoupled_fusion, umdr, umdr_fusion, r3d_18, mvit_v2_s, swin3d_t)"),
         ("model.num_block=3", "model: unknown key 'num_block'; did you mean 'num_blocks'?"),
         ("model.num_frames=3", "model: 'num_frames' belongs in the data section: "
          "data.num_frames"),
@@ -93,12 +93,12 @@ def test_overrides_reach_nested_keys_and_lists(config_file):
         ("train.micro_batch=-2", "train: micro_batch is -2; it must be 0 (off) or more"),
         ("optim.fused=nvidia", "optim: fused is 'nvidia'; it must be one of auto, apex, torch"),
         ("train.compile=never", "train: compile is 'never' (one of auto, on, off)"),
-        ("train.init_rgb=a.pt", "train: init_rgb is for decoupled_fusion; set init_from for "
-         "decoupled"),
+        ("train.init_rgb=a.pt", "train: init_rgb is for decoupled_fusion and umdr_fusion; set "
+         "init_from for decoupled"),
         ("train.global_batch=0", "train: global_batch is 0; it must be at least 1"),
         ("train.timeout_s=-1", "train: timeout_s is negative; 0 turns it off"),
         ("optim.schedule=cosin", "optim: schedule is 'cosin'; it must be one of cosine, plateau, "
-         "constant"),
+         "constant, timm_cosine, timm_step"),
         ("loss.label_smoothing=1.0", "loss: label_smoothing is 1.0; it must be in [0, 1)"),
     ],
 )  # fmt: skip
@@ -118,6 +118,31 @@ def test_apex_is_for_sgd(config_file):
 @pytest.mark.parametrize("word", ["on", "off", "auto"])
 def test_on_and_off_are_words_although_yaml_reads_them_as_truth(config_file, word):
     assert load(config_file, [f"train.compile={word}"]).train.compile == word
+
+
+def test_umdr_comes_with_its_published_values(config_file):
+    config = load(config_file, ["model.name=umdr", "data.num_frames=16"])
+    assert config.data.branch_frames == (8, 16, 24) and config.data.motion_window == 0
+    mix = config.mix
+    assert (mix.mixup, mix.shufflemix, mix.shufflemix_share) == (0.8, 0.3, 0.2)
+    optim = config.optim
+    assert optim.nesterov and not optim.decay_norms and optim.weight_decay == 5e-4
+    assert (optim.schedule, optim.warmup) == ("timm_cosine", 5)
+    loss = config.loss
+    assert loss.recoupling_weight * loss.recoupling_scale == pytest.approx(0.2 / 3)
+    assert (loss.recoupling_temperature, loss.recoupling_delay) == (0.6, 6)
+    assert not loss.teacher_gradient
+    assert load(config_file, ["model.name=umdr", "data.num_frames=64"]).data.branch_frames == (
+        16, 32, 48,
+    )  # fmt: skip
+
+
+def test_umdr_fusion_comes_with_its_published_values(config_file):
+    config = load(config_file, ["model.name=umdr_fusion", "data.num_frames=32"])
+    assert (config.data.modality, config.data.branch_frames) == ("rgbd", (16, 32, 48))
+    assert (config.loss.merged_weight, config.loss.branch_weight) == (0.0, 1.0)
+    assert (config.optim.schedule, config.optim.lr) == ("timm_step", 0.01)
+    assert config.train.temperature == (0.07, 0.07)
 
 
 FUSION = ["model.name=decoupled_fusion"]
@@ -141,6 +166,11 @@ def test_the_fusion_network_comes_with_its_published_values(config_file):
         (["data.modality=rgbd"],
          "data: modality is rgbd, but model.name decoupled takes rgb or depth; set it so, or "
          "model.name to decoupled_fusion"),
+        (["model.name=umdr", "data.modality=rgbd"],
+         "data: modality is rgbd, but model.name umdr takes rgb or depth; set it so, or "
+         "model.name to umdr_fusion"),
+        (["model.name=umdr", "data.motion_window=10"],
+         "data: motion_window is 10, but model.name umdr takes no motion maps; set it to 0"),
         ([*FUSION, "data.motion_window=0"],
          "data: motion_window is 0, but this network's motion attention needs the maps; set it to "
          "10, or model.motion_attention to false"),

@@ -132,3 +132,48 @@ def test_the_fusion_terms_have_their_weights(fusion_output):
     weighted, _ = training_loss(output, label, config, epoch=0)
     expected = plain - parts["reconstruction"] + 2 * parts["modality"]
     assert weighted.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_soft_labels_are_a_weighted_mean_of_the_losses(output):
+    record, label = output
+    hot = torch.nn.functional.one_hot(label, record.logits.shape[1]).double()
+    soft = 0.7 * hot + 0.3 * hot.flip(0)
+    mixed, _ = training_loss(record, (soft,), LossConfig(), epoch=0)
+    losses = [training_loss(record, y, LossConfig(), epoch=0)[0] for y in (label, label.flip(0))]
+    assert mixed.item() == pytest.approx((0.7 * losses[0] + 0.3 * losses[1]).item(), rel=1e-12)
+
+
+def test_modalities_mixed_apart_learn_their_own_labels_and_what_both_make_the_mean(fusion_output):
+    output, label = fusion_output
+    hot = torch.nn.functional.one_hot(label, 6).double()
+    rgb, depth = 0.7 * hot + 0.3 * hot.flip(0), 0.2 * hot + 0.8 * hot.flip(0)
+    config = LossConfig(branch_weight=1.0)
+    _, parts = training_loss(output, (rgb, depth), config, epoch=0)
+
+    def loss(logits: torch.Tensor, soft: torch.Tensor) -> float:
+        smooth = 0.9 * soft + 0.1 / 6
+        return -(smooth * logits.log_softmax(1)).sum(1).mean().item()
+
+    of_rgb, of_depth = output.branch_logits
+    branches = loss(of_rgb, rgb) + loss(of_depth, depth)
+    assert parts["branches"].item() == pytest.approx(branches, rel=1e-12)
+    merged = loss(output.logits, (rgb + depth) / 2)
+    assert parts["merged"].item() == pytest.approx(merged, rel=1e-12)
+
+
+def test_the_merged_logits_can_be_left_out(output):
+    record, label = output
+    total, parts = training_loss(
+        record, label, LossConfig(merged_weight=0.0, recoupling_delay=9), epoch=0
+    )
+    assert total.item() == pytest.approx(0.5 * parts["branches"].item(), rel=1e-12)
+
+
+def test_the_recoupling_loss_leaves_its_teacher_alone_unless_asked():
+    student, teacher = (torch.randn(3, 8, dtype=torch.float64, requires_grad=True) for _ in "st")
+    recoupling_loss(student, teacher, 0.6).backward()
+    detached, student.grad = student.grad, None
+    assert teacher.grad is None
+    recoupling_loss(student, teacher, 0.6, teacher_gradient=True).backward()
+    torch.testing.assert_close(student.grad, detached)
+    assert teacher.grad is not None and teacher.grad.abs().max() > 0

@@ -34,6 +34,36 @@ def test_cosine_after_the_warm_up_is_the_published_formula():
     assert scheduled_lr(config, 3, 100) == 0.01
 
 
+def test_timms_cosine_comes_one_epoch_late_as_in_umdrs_log():
+    config = OptimConfig(lr=0.01, min_lr=1e-5, warmup=5, schedule="timm_cosine")
+    curve = [scheduled_lr(config, epoch, 100) for epoch in range(100)]
+    assert f"{curve[99]:.5e}" == "1.98565e-05"  # as its author's log has it for epoch 100 of 100
+    rise = (0.01 - 1e-6) / 5
+    assert curve[:6] == pytest.approx([1e-6, *(1e-6 + rise * t for t in range(5))], rel=1e-12)
+    expected = 1e-5 + (0.01 - 1e-5) * (1 + math.cos(math.pi * 5 / 100)) / 2
+    assert curve[6] == pytest.approx(expected, rel=1e-12)
+
+
+def test_timms_steps_are_a_tenth_every_ten_epochs_one_epoch_late():
+    config = OptimConfig(lr=0.01, warmup=5, schedule="timm_step")
+    curve = [scheduled_lr(config, epoch, 100) for epoch in range(32)]
+    assert curve[6:11] == [0.01] * 5
+    assert curve[11:21] == pytest.approx([1e-3] * 10, rel=1e-12)
+    assert curve[31] == pytest.approx(1e-5, rel=1e-12)
+
+
+def test_umdrs_sgd_looks_ahead_and_spares_norms_and_biases():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    model.append(frozen)
+    config = OptimConfig(weight_decay=5e-4, decay_norms=False, nesterov=True)
+    spared, decayed = build_optimizer(model, config).param_groups
+    assert (spared["weight_decay"], decayed["weight_decay"]) == (0.0, 5e-4)
+    assert spared["nesterov"] and decayed["nesterov"]
+    assert [p.shape for p in decayed["params"]] == [(2, 3)]
+    assert len(spared["params"]) == 3
+
+
 def test_temperature_is_linear_over_thirty_epochs_then_constant():
     assert temperature_at(0, 0.04, 0.07, 30) == 0.04
     assert temperature_at(10, 0.04, 0.07, 30) == pytest.approx(0.04 + 0.03 * 10 / 29, rel=1e-12)

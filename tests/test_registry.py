@@ -10,8 +10,8 @@ from models import build_model
         (
             "xyz",
             {},
-            "unknown model 'xyz'; known are decoupled, decoupled_fusion, r3d_18, mvit_v2_s, "
-            "swin3d_t",
+            "unknown model 'xyz'; known are decoupled, decoupled_fusion, umdr, umdr_fusion, "
+            "r3d_18, mvit_v2_s, swin3d_t",
         ),
         (
             "decoupled",

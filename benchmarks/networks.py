@@ -38,6 +38,8 @@ class Network:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of its builder."""
+        if self.name == "umdr":
+            return {"num_frames": self.frames}
         if self.name != "decoupled":
             return {"num_frames": self.frames, "size": self.size}
         quarters = tuple(self.frames * share // 4 for share in (1, 2, 3))
@@ -51,12 +53,14 @@ def _by_name(*networks: Network) -> dict[str, Network]:
 SHAPES = {
     "published": _by_name(
         Network("decoupled", 64, 224, 16),
+        Network("umdr", 32, 224, 16),
         Network("r3d_18", 16, 112, 64),
         Network("mvit_v2_s", 16, 224, 16),
         Network("swin3d_t", 32, 224, 16),
     ),
     "small": _by_name(
         Network("decoupled", 16, 64, 2),
+        Network("umdr", 16, 64, 2),
         Network("r3d_18", 16, 64, 2),
         Network("mvit_v2_s", 16, 64, 2),
         Network("swin3d_t", 16, 64, 2),

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from engine.explain import Explanation, Recording
 from models.decoupled import DecoupledNetwork
 from models.fusion import FusionNetwork
+from models.umdr import UmdrNetwork
+from models.umdr_fusion import UmdrFusionNetwork
 from pipelines.batch import Batch
 
 TINY = {"num_frames": 4, "branch_frames": (2, 3), "num_blocks": 2, "width": 8, "dim": 64}
@@ -102,6 +104,42 @@ def test_each_half_of_an_rgbd_network_explains_itself_after_they_have_seen_each_
             torch.testing.assert_close(torch.from_numpy(explanation.frame_weight), expected)
             assert explanation.activation.any() and explanation.motion.any()
             assert [shown.frames.tolist() for shown in explanation.attention] == [[1, 3], [0, 2, 3]]
+
+
+UMDR = TINY | {"branch_frames": (2, 6), "num_blocks": 3}
+
+
+def test_umdr_shows_the_weights_of_its_last_stage_and_frames_seen_twice() -> None:
+    torch.manual_seed(0)
+    model = UmdrNetwork(3, **UMDR).double().eval().requires_grad_(False)
+    maps = batch_of(random_clips())
+    branches = (maps.branch_indices[0], torch.tensor([[0, 0, 1, 2, 2, 3]] * 2))
+    batch = Batch(maps.clip, None, maps.label, branches, maps.index)
+    seen: list[Tensor] = []
+    last = model.spatial.recouplings[-1]
+    with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        explanations = explain(model, batch, [0, 1])
+    for b, explanation in enumerate(explanations):
+        expected = last.frame_weight(seen[0])[b].float()
+        torch.testing.assert_close(torch.from_numpy(explanation.frame_weight), expected)
+        assert explanation.channel_weight is None and explanation.motion is None
+        assert explanation.activation.any()
+        assert explanation.attention[1].frames.tolist() == [0, 0, 1, 2, 2, 3]
+
+
+def test_umdrs_frozen_halves_explain_themselves() -> None:
+    torch.manual_seed(0)
+    model = UmdrFusionNetwork(3, **UMDR).double().eval().requires_grad_(False)
+    clip = random_clips()
+    branches = tuple(b.evaluation_indices.expand(2, -1) for b in model.rgb.branches)
+    label = torch.zeros(2, dtype=torch.int64)
+    batch = Batch((clip, clip.flip(4)), None, label, branches, label)
+    recording = Recording(model, "rgbd", 32)
+    with recording:
+        output = model(batch.clip)
+    for by_modality in recording.explanations(batch, output, torch.tensor([2, 0])):
+        assert [explanation.modality for explanation in by_modality] == ["rgb", "depth"]
+        assert all(e.activation.any() and len(e.attention) == 2 for e in by_modality)
 
 
 def test_a_network_without_recoupling_or_maps_shows_none() -> None:

@@ -220,14 +220,20 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Batch norms over the global batch: SyncBatchNorm on GPUs (Apex's where it is installed),
-    GlobalBatchNorm on the CPU, which SyncBatchNorm refuses."""
+    GlobalBatchNorm on the CPU, which SyncBatchNorm refuses. What was frozen stays so."""
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     if device.type != "cuda":
-        return GlobalBatchNorm.convert(model)
-    try:
-        from apex.parallel import convert_syncbn_model  # type: ignore
-    except ImportError:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return convert_syncbn_model(model)
+        model = GlobalBatchNorm.convert(model)
+    else:
+        try:
+            from apex.parallel import convert_syncbn_model  # type: ignore
+        except ImportError:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        else:
+            model = convert_syncbn_model(model)
+    for name, value in model.named_parameters():
+        value.requires_grad_(name not in frozen)
+    return model
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -1,11 +1,15 @@
 """UMDR's networks apart from the recorded numbers: sizes, shapes, options, gradients."""
 
+import json
+
 import pytest
 import torch
+from fixture_rules import DATA
 
 from models import build_model
 from models.staged import StageRecoupling, neighbours_pooled
 from models.umdr import umdr_branch_frames
+from models.upstream import load_published, published_options, to_published
 
 SMALL = {"num_classes": 4, "num_frames": 8, "num_blocks": 3, "width": 8, "dim": 64}
 
@@ -117,3 +121,37 @@ def test_impossible_options_are_named(options, message) -> None:
 def test_a_clip_of_other_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"clip must be \(B, 3, 8, H, W\)"):
         build_model("umdr", **SMALL)(torch.rand(1, 3, 16, 32, 32))
+
+
+@pytest.mark.parametrize("num_frames", [16, 32, 64])
+def test_options_are_read_off_a_published_state(num_frames) -> None:
+    options = {
+        "num_classes": 25,
+        "num_frames": num_frames,
+        "num_blocks": 4,
+        "width": 16,
+        "dim": 128,
+    }
+    with torch.device("meta"):
+        published = to_published(build_model("umdr", **options))
+    name, found = published_options(published)
+    assert name == "umdr"
+    assert found == options | {"branch_frames": umdr_branch_frames(num_frames)}
+
+
+def test_names_shapes_and_order_are_the_published_ones() -> None:
+    keys = json.loads((DATA / "umdr_keys.json").read_text())
+    with torch.device("meta"):
+        model = build_model("umdr", num_classes=60, num_frames=32)
+    found = [[name, list(entry.shape)] for name, entry in to_published(model).items()]
+    assert found == [[name, shape] for name, shape, *_ in keys]
+
+
+def test_a_published_state_lacks_nothing_and_has_nothing_more() -> None:
+    model = build_model("umdr", **SMALL)
+    state = dict(to_published(model))
+    del state["SMS_layers.3.k.weight"]
+    with pytest.raises(ValueError, match=r"lacks 1 of the model's entries, .*SMS_layers\.3\.k"):
+        load_published(model, state)
+    with pytest.raises(ValueError, match="published 'extra.weight' has no counterpart"):
+        load_published(model, {**to_published(model), "extra.weight": torch.zeros(1)})

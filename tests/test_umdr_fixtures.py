@@ -18,6 +18,7 @@ from fixture_rules import (
 )
 from torch import Tensor, nn
 
+from engine.batch_norm import GlobalBatchNorm
 from engine.losses import LossConfig, training_loss
 from models import ModelOutput, build_model, temporal
 from models.upstream import load_published, to_published
@@ -119,6 +120,11 @@ def test_losses_with_soft_labels_are_the_recorded_ones() -> None:
     assert rcm.item() == pytest.approx(expected["rcm"], rel=5e-4)
 
 
+SENSITIVE = {"SMS_layers.1.q.weight": 1e-2, "SMS_layers.1.TM_project.0.weight": 1e-2}
+"""Gradients that float32 misses by more than the fixtures allow (by 5.6e-3). Weights moved by
+float32's rounding move them by more than that allowance in float64 too: the test's last part."""
+
+
 @pytest.mark.slow
 def test_a_training_step_has_the_recorded_losses_and_gradients(monkeypatch) -> None:
     exact, noisy = record("umdr_grad_train_fp64"), record("umdr_grad_train_fp32")
@@ -132,18 +138,34 @@ def test_a_training_step_has_the_recorded_losses_and_gradients(monkeypatch) -> N
     check_training_step(exact, torch.float32, loss=1e-3, rough=1e-3, noisy=noisy)
     assert choices.differing < 100
 
+    choices.replay()
+    model = network(60, 32, torch.float64).train()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            moved = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.mul_(1 + 2.0**-24 * moved)
+    classification, rcm = losses(model, exact, torch.float64)
+    (classification + exact["distill_lamdb"] * rcm).backward()
+    gradient = published_gradients(model)
+    for name in SENSITIVE:
+        norm, recorded = exact["grad_norm"][name], noisy["grad_norm"][name]
+        allowed = max(1e-3, 3 * abs(recorded / norm - 1))
+        assert abs(gradient[name].norm().item() / norm - 1) > allowed, name
+
 
 def check_training_step(
     exact: dict[str, Any], dtype: torch.dtype, *, loss: float, rough: float,
     noisy: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     expected = noisy or exact
-    model = network(60, 32, dtype).train()
+    # torch's own sums over channels-last float32 numbers are off by up to 4e-4.
+    model = GlobalBatchNorm.convert(network(60, 32, dtype)).train()
     classification, rcm = losses(model, expected, dtype)
     (classification + expected["distill_lamdb"] * rcm).backward()
     assert classification.item() == pytest.approx(expected["CE"], rel=loss)
     assert rcm.item() == pytest.approx(expected["rcm"], rel=rough)
-    assert_gradients(published_gradients(model), exact, noisy, exact=1e-6)
+    assert_gradients(published_gradients(model), exact, noisy, exact=1e-6, sensitive=SENSITIVE)
 
 
 def losses(model: nn.Module, expected: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

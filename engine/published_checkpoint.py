@@ -59,7 +59,7 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
         },
     }
     if "optimizer" in translated:
-        owners = _owners(state, network, names)
+        owners = _owners(state, network, names, _is_split(published["optimizer"]))
         ours["optimizer"] = _our_optimizer(published["optimizer"], owners)
         ours["published"]["optimizer"] = _hollow(published["optimizer"], owners)
     return ours
@@ -84,7 +84,7 @@ def to_published(state: Mapping[str, Any]) -> dict[str, Any]:
         model._metadata = kept["metadata"]  # type: ignore[attr-defined]
     entries = {**kept["entries"], "model": model}
     if "optimizer" in state:
-        owners = _owners(map(_bare, model), network, names)
+        owners = _owners(map(_bare, model), network, names, _is_split(state["optimizer"]))
         if "optimizer" in kept:
             entries["optimizer"] = _filled(kept["optimizer"], state["optimizer"], owners)
         else:
@@ -146,12 +146,26 @@ def _layout_of_our_run(state: Mapping[str, Any], names: Mapping[str, str]) -> di
     }
 
 
-def _owners(saved: Iterable[str], network: nn.Module, names: Mapping[str, str]) -> Owners:
+def _is_split(optimizer: Mapping[str, Any]) -> bool:
+    """Whether it has two groups, as UMDR's: first all parameters of one axis, which do not decay,
+    then the others."""
+    groups = optimizer.get("param_groups", ())
+    return len(groups) == 2 and groups[0].get("weight_decay") == 0
+
+
+def _owners(
+    saved: Iterable[str], network: nn.Module, names: Mapping[str, str], split: bool
+) -> Owners:
     """`saved`: the published names, without wrapper, in the order they were saved in."""
     saved = list(saved)
     if [name for name in saved if not is_unused(name)] != list(names.values()):
         raise ValueError("holds its entries in another order than its optimizer's state")
-    place = {key: i for i, (key, _) in enumerate(network.named_parameters())}
+    parameters = dict(network.named_parameters())
+    if split:
+        axes = {names[key]: min(parameters[key].dim(), 2) for key in parameters}
+        parameters = dict(sorted(parameters.items(), key=lambda item: min(item[1].dim(), 2)))
+        saved = sorted(saved, key=lambda name: axes.get(name, 0))
+    place = {key: i for i, key in enumerate(parameters)}
     owner = {names[key]: place[key] for key in published_parameters(network)}
     unused = {n for n in saved if is_unused(n) and n.rpartition(".")[2] not in BUFFERS}
     return [owner.get(name) for name in saved if name in owner or name in unused]
@@ -163,15 +177,23 @@ def _our_optimizer(published: Mapping[str, Any], owners: Owners) -> dict[str, An
         for number, owner in zip(_numbers(published, owners), owners, strict=True)
         if owner is not None and number in published["state"]
     }
-    parameters = [owner for owner in owners if owner is not None]
-    group = _plain(published["param_groups"][0]) | {"params": sorted(parameters)}
-    return {"state": dict(sorted(states.items())), "param_groups": [group]}
+    owner = dict(zip(_numbers(published, owners), owners, strict=True))
+    groups = [
+        _plain(group)
+        | {"params": sorted(o for o in map(owner.__getitem__, group["params"]) if o is not None)}
+        for group in published["param_groups"]
+    ]
+    return {"state": dict(sorted(states.items())), "param_groups": groups}
 
 
 def _published_optimizer(ours: Mapping[str, Any], owners: Owners) -> dict[str, Any]:
     states = {i: ours["state"][o] for i, o in enumerate(owners) if o in ours["state"]}
-    group = {**ours["param_groups"][0], "params": list(range(len(owners)))}
-    return {"state": states, "param_groups": [group]}
+    groups, first = [], 0
+    for group in ours["param_groups"]:  # the owners are in the order of the groups
+        end = first + len(group["params"])
+        groups.append({**group, "params": list(range(first, end))})
+        first = end
+    return {"state": states, "param_groups": groups}
 
 
 def _hollow(published: Mapping[str, Any], owners: Owners) -> dict[str, Any]:
@@ -198,10 +220,11 @@ def _numbers(published: Mapping[str, Any], owners: Owners) -> list[int]:
     """What a published optimizer calls its parameters, in their order."""
     groups = published.get("param_groups", [])
     numbers = [number for group in groups for number in group["params"]]
-    if len(groups) != 1 or len(numbers) != len(owners):
+    known = len(groups) == 1 or _is_split(published)
+    if not known or len(numbers) != len(owners):
         raise ValueError(
             f"holds an optimizer of {len(groups)} groups with {len(numbers)} parameters in all; "
-            f"the published trainer has one group, of the network's {len(owners)}"
+            f"published trainers have one group, UMDR's two, of the network's {len(owners)}"
         )
     return numbers
 

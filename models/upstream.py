@@ -1,7 +1,8 @@
 """Published checkpoints of CVPR'22 and UMDR: their names and order, to ours and back.
 
-One table per network (models/upstream_names.py); both directions and the order of the parameters come from it. Shapes are
-equal: nothing is transposed or reshaped. Reading files is left to the caller.
+One table per network (models/upstream_names.py); both directions and the order of the parameters
+come from it. Shapes are equal: nothing is transposed or reshaped. Reading files is left to the
+caller.
 """
 
 import re
@@ -115,7 +116,7 @@ def published_options(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
     """Name and options of the network a published state dict belongs to, read off its shapes.
 
     Names without `module.`. What leaves no trace is not among the options: k-NN ratio, dropout and,
-    in CVPR'22 without recoupling, the number of frames. Raises ValueError for some other state dict.
+    in CVPR'22 without recoupling, the number of frames. Raises ValueError for other state dicts.
     """
     if "stem.0.conv3d.weight" in state:
         return "umdr", _umdr_options(state)

@@ -153,5 +153,5 @@ def test_a_published_state_lacks_nothing_and_has_nothing_more() -> None:
     del state["SMS_layers.3.k.weight"]
     with pytest.raises(ValueError, match=r"lacks 1 of the model's entries, .*SMS_layers\.3\.k"):
         load_published(model, state)
-    with pytest.raises(ValueError, match="published 'extra.weight' has no counterpart"):
+    with pytest.raises(ValueError, match=r"published 'extra\.weight' has no counterpart"):
         load_published(model, {**to_published(model), "extra.weight": torch.zeros(1)})

@@ -38,7 +38,7 @@ def motion_maps(pixels: Tensor, window: int) -> Tensor:
         return maps
     # Not torch's zeros, whose filling starts OpenMP threads in the thread of the loader that calls
     # this. Beyond one OpenMP thread a core all of the process's, the training step's among them,
-    # no longer spin while they wait for each other: its steps took 1.6 times as long.
+    # no longer spin while they wait for each other: its steps took 1.5 times as long.
     made = np.zeros(shape, np.float32)
     for clip, clip_maps in zip(pixels.numpy(), made, strict=True):
         # Frame by frame the few images in work stay in the cache: 14 ms instead of 100 ms by

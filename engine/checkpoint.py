@@ -3,6 +3,7 @@
 Published checkpoints are read too. No file gets to execute code.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.completion import is_part
 from engine.published_checkpoint import is_published, to_ours
 from models.fusion import FusionNetwork
 from models.video_networks import from_torchvision, is_torchvision
@@ -65,9 +67,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """A checkpoint in our form: what `save` wrote, or a published one (torchvision's weights of a
     video network among them), converted.
 
-    Raises ValueError naming the file where it is neither, Damaged where it was one.
+    Raises ValueError naming the file where it is neither or only a part of a network, Damaged where
+    it was one.
     """
-    return in_our_form(read(path, device), path)
+    state = in_our_form(read(path, device), path)
+    if is_part(state):
+        raise ValueError(
+            f"{path}: holds only what completes two networks; join them: python -m engine.convert "
+            f"{path} OUT --rgb FILE --depth FILE"
+        )
+    return state
 
 
 def in_our_form(content: Any, path: Path) -> dict[str, Any]:
@@ -96,9 +105,11 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
     """
     kinds = [type(np.dtype(name)) for name in NUMPY_NUMBERS]
     readers = [_numpy_number(module) for module in ("numpy.core", "numpy._core")]
+    # UMDR's files hold their command line: a namespace has values, and no code.
+    known: list[Any] = [np.dtype, *kinds, *readers, argparse.Namespace]
     try:
         _hold_to_checksums(path)
-        with torch.serialization.safe_globals([np.dtype, *kinds, *readers]):
+        with torch.serialization.safe_globals(known):
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # zipfile and pickle raise whatever damage makes them stumble over
         asked = re.search(r"(?:GLOBAL |but got <class ')([\w.]+)", str(error))

@@ -2,7 +2,8 @@
 
 A published one (`model`, `optimizer`, `epoch`, `bestacc`) becomes one of this program, one of this
 program a published one; which of the two IN is, is seen in it. Converted there and back, a
-published file holds what it held, entry for entry and bit for bit.
+published file holds what it held, entry for entry and bit for bit. One of UMDR's fusion holds only
+what completes two networks, and is joined with them: --rgb FILE --depth FILE.
 """
 
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from engine import checkpoint
+from engine.completion import is_part, joined
 from engine.config import as_dict, load, model_options
 from engine.distributed import run_entry
 from engine.published_checkpoint import is_published, to_published
@@ -37,6 +39,11 @@ def convert(options: argparse.Namespace) -> None:
         raise ValueError(f"{target}: is IN itself; give OUT another name")
     content = checkpoint.read(source)
     state = checkpoint.in_our_form(content, source)
+    halves = {key: getattr(options, key) for key in ("rgb", "depth")}
+    if is_part(state):
+        state = _joined(state, halves, source)
+    elif any(halves.values()):
+        raise ValueError(f"{source}: is whole, so --rgb and --depth have nothing to add")
     if is_published(content):
         if options.config:
             state["config"] = _full_config(options, state)
@@ -50,6 +57,19 @@ def convert(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     print(f"{source}: {described(state)}\nwritten in the published form: {target}")
+
+
+def _joined(state: dict[str, Any], halves: dict[str, str | None], source: Path) -> dict[str, Any]:
+    """The whole checkpoint of a published fusion and the files of both networks."""
+    if None in halves.values():
+        raise ValueError(
+            f"{source}: holds only what completes two networks; name them: --rgb FILE --depth FILE"
+        )
+    networks = {key: checkpoint.load(Path(path)) for key, path in halves.items() if path}
+    try:
+        return joined(state, **networks)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def described(state: dict[str, Any]) -> str:
@@ -89,7 +109,7 @@ def _full_config(options: argparse.Namespace, state: dict[str, Any]) -> dict[str
 
 
 def command_line() -> argparse.ArgumentParser:
-    """IN OUT [--config FILE [section.key=value ...]]"""
+    """IN OUT [--rgb FILE --depth FILE] [--config FILE [section.key=value ...]]"""
     parser = argparse.ArgumentParser(
         prog="engine/convert.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -101,6 +121,12 @@ def command_line() -> argparse.ArgumentParser:
         help="the config of a published checkpoint, to be held by OUT as by a run's own\n"
         "checkpoints, so that engine/predict.py needs nothing else",
     )
+    for key in ("rgb", "depth"):
+        parser.add_argument(
+            f"--{key}",
+            metavar="FILE",
+            help=f"the {key} network of a published UMDR fusion, published or not",
+        )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
 

@@ -18,9 +18,10 @@ HEADS = "heads."
 def initialise(network: nn.Module, config: Config) -> list[str]:
     """Fill `network` from the checkpoints that `train.init_from`, `init_rgb` and `init_depth` name.
 
-    Strictly: only a classifier of another size stays as it is, and of a unimodal checkpoint that
-    fills one half of the fusion network the heads are left out. Returns one line per file, with
-    the names of what was left out. Raises ValueError naming the file and the first difference.
+    Strictly: only a classifier of another size stays as it is, with `train.init_any_frames` also
+    what depends on the number of frames, and of a unimodal checkpoint that fills one half of the
+    fusion network the heads are left out. Returns one line per file, with the names of what was
+    left out. Raises ValueError naming the file and the first difference.
     """
     lines = []
     for modality in ("rgb", "depth"):
@@ -35,24 +36,53 @@ def initialise(network: nn.Module, config: Config) -> list[str]:
     if path := config.train.init_from:
         state, own = _load(path, "init_from"), network.state_dict()
         saved = checkpoint.evaluated(state)
-        shared = [name for name in sorted(classifier(config)) if name in saved]
-        resized = [name for name in shared if saved[name].shape != own[name].shape]
+        may = resizable(config) & saved.keys()
+        resized = [name for name in own if name in may and saved[name].shape != own[name].shape]
         _fill(network, saved, resized, path, "init_from")
         checkpoint.adopt_reshape(network, state)
-        without = f" without {', '.join(resized)}" if resized else ""
+        without = f" without {', '.join(_modules(resized, own))}" if resized else ""
         lines.append(f"the network starts from {path}{without}")
     return lines
 
 
-def classifier(config: Config) -> set[str]:
-    """The entries of the network's state dict whose shape depends on the number of classes."""
-    options = model_options(config)
-    sizes = []
-    for num_classes in (config.data.num_classes, config.data.num_classes + 1):
-        with torch.device("meta"):
-            network = build_model(config.model.name, **options | {"num_classes": num_classes})
-        sizes.append({key: tensor.shape for key, tensor in network.state_dict().items()})
-    return {key for key in sizes[0] if sizes[0][key] != sizes[1][key]}
+def resizable(config: Config) -> set[str]:
+    """The entries of the network's state dict that a checkpoint may hold in another shape: the
+    classifier, and with `train.init_any_frames` what depends on the number of frames."""
+    options, data = model_options(config), config.data
+    others: list[dict[str, Any]] = [{"num_classes": data.num_classes + 1}]
+    if config.train.init_any_frames:
+        # Four times as many, for UMDR's kernels grow with the square root.
+        longer = {
+            "num_frames": 4 * data.num_frames,
+            "branch_frames": [4 * frames for frames in data.branch_frames],
+        }
+        others.append({key: frames for key, frames in longer.items() if key in options})
+    now = _shapes(config.model.name, options)
+    found = set()
+    for other in others:
+        then = _shapes(config.model.name, options | other)
+        found |= {name for name in now if then[name] != now[name]}
+    return found
+
+
+def _shapes(name: str, options: dict[str, Any]) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        network = build_model(name, **options)
+    return {key: tensor.shape for key, tensor in network.state_dict().items()}
+
+
+def _modules(names: list[str], own: Mapping[str, Tensor]) -> list[str]:
+    """Names of entries, where a module holds no others its name in their place."""
+    found: dict[str, None] = {}
+    for name in names:
+        above = name
+        while "." in above:
+            above = above.rpartition(".")[0]
+            if any(key.startswith(f"{above}.") and key not in names for key in own):
+                break
+            name = above
+        found[name] = None
+    return list(found)
 
 
 def _load(path: str, key: str) -> dict[str, Any]:
@@ -77,6 +107,7 @@ def _fill(
     if detail:
         raise ValueError(
             f"{path}: does not fit the network that train.{key} fills ({detail}); take a "
-            "checkpoint of the same options, or change the model section"
+            "checkpoint of the same options, or change the model section; for another number of "
+            "frames set train.init_any_frames=true"
         )
     network.load_state_dict({k: own[k] if k in left else saved[k] for k in own})

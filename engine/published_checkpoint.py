@@ -49,7 +49,9 @@ def to_ours(published: Mapping[str, Any]) -> dict[str, Any]:
             "epoch": int(published.get("epoch", 0)),
             "best_top1": float(published.get("bestacc", -1)),
         },
-        "model": OrderedDict((key, state[names[key]]) for key in network.state_dict()),
+        "model": OrderedDict(
+            (key, state[names[key]]) for key in network.state_dict() if key in names
+        ),
         "published": {
             "order": list(published),
             "entries": {k: v for k, v in published.items() if k not in translated},
@@ -72,7 +74,7 @@ def to_published(state: Mapping[str, Any]) -> dict[str, Any]:
     number of finished epochs and `bestacc` the best top-1 of them. Raises ValueError for a network
     that has no published counterpart.
     """
-    network = _network(state["config"])
+    network = described_network(state["config"])
     names = published_names(network)
     kept = state.get("published") or _layout_of_our_run(state, names)
     ours = {published: key for key, published in names.items()}
@@ -106,8 +108,8 @@ def _bare(name: str) -> str:
     return name.removeprefix(WRAPPER)
 
 
-def _network(config: Mapping[str, Any]) -> nn.Module:
-    """The network that a checkpoint's config describes, on the meta device."""
+def described_network(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a checkpoint's config, on the meta device."""
     options = dict(config["model"])
     name = options.pop("name")
     accepted = inspect.signature(MODELS[name]).parameters
@@ -122,7 +124,8 @@ def _on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 def _check(state: Mapping[str, Tensor], network: nn.Module, names: Mapping[str, str]) -> None:
     """Raises ValueError unless `state` has exactly the entries and shapes of `network`."""
-    wanted = {names[key]: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    wanted = {theirs: shapes[ours] for ours, theirs in names.items()}
     problems = [f"{name!r} is missing" for name in wanted if name not in state]
     for name, tensor in state.items():
         if name not in wanted and not is_unused(name):
@@ -160,7 +163,7 @@ def _owners(
     saved = list(saved)
     if [name for name in saved if not is_unused(name)] != list(names.values()):
         raise ValueError("holds its entries in another order than its optimizer's state")
-    parameters = dict(network.named_parameters())
+    parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}
     if split:
         axes = {names[key]: min(parameters[key].dim(), 2) for key in parameters}
         parameters = dict(sorted(parameters.items(), key=lambda item: min(item[1].dim(), 2)))

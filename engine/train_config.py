@@ -30,6 +30,10 @@ class TrainConfig:
     """A checkpoint, ours or published, whose weights a new run starts from; only a classifier of
     another size is left out. A resumed run does not read it again."""
 
+    init_any_frames: bool = False
+    """Whether `init_from` may be of another `data.num_frames`. What depends on that (recoupling,
+    positions, temporal kernels) is then left out too, as in the released UMDR."""
+
     init_rgb: str = ""
     """As `init_from`, of an RGB network without its heads, for that half of the fusion network."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.fusion import FusionNetwork
-from models.upstream_names import BRANCHES, table
+from models.upstream_names import BRANCHES, kept_apart, table
 
 RGB_PREFIX = "Modalit_rgb."
 """Before the names of the RGB network inside a published fusion network."""
@@ -28,8 +28,9 @@ CLASSIFIERS = ("heads.", "classifier.")
 def published_names(model: nn.Module, prefix: str = "") -> "OrderedDict[str, str]":
     """Our key -> published key of every entry of the state dict, in the published order.
 
-    `prefix` comes before the published names. Raises ValueError for a network that has no
-    published counterpart and for a key of ours that has no row.
+    `prefix` comes before the published names. What is kept in files of its own (`kept_apart`) is
+    left out. Raises ValueError for a network that has no published counterpart and for a key of
+    ours that has no row.
     """
     rows = table(model)
     ours_by_row: dict[str, list[str]] = {}
@@ -41,7 +42,7 @@ def published_names(model: nn.Module, prefix: str = "") -> "OrderedDict[str, str
         for key in ours_by_row.get(ours, ()):
             names[key] = prefix + published + key.removeprefix(ours)
     for key in model.state_dict():
-        if key not in names:
+        if key not in names and not key.startswith(kept_apart(model)):
             raise ValueError(
                 f"models/upstream_names.py: no row for our {key!r}; add one to `table`"
             )
@@ -97,7 +98,7 @@ def load_published(
                 f"{tuple(own[key].shape)}: build the model with the checkpoint's options"
                 + (", or load with new_classifier=True" if key.startswith(CLASSIFIERS) else "")
             )
-    model.load_state_dict(loaded, strict=not skipped)
+    model.load_state_dict(own | loaded)
     if isinstance(model, FusionNetwork):
         model.published_reshape = True
     return skipped
@@ -120,6 +121,8 @@ def published_options(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
     """
     if "stem.0.conv3d.weight" in state:
         return "umdr", _umdr_options(state)
+    if "SCC_Module.norm.weight" in state:
+        return "umdr_fusion", _cross_options(state)
     fusion = any(name.startswith(RGB_PREFIX) for name in state)
     prefix = RGB_PREFIX if fusion else ""
 
@@ -129,12 +132,12 @@ def published_options(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
         return state[name].shape[axis]
 
     classifier = "fusion_model.efc.weight" if fusion else "dtn.mlp_head_small.1.weight"
-    stage = re.compile(re.escape(f"{prefix}dtn.multi_scale_transformers.") + r"(\d+)\.")
+    stage = re.escape(f"{prefix}dtn.multi_scale_transformers.") + r"(\d+)\."
     recoupling, motion = f"{prefix}dtn.rcm.q.weight", f"{prefix}frp_module.rpconv1d.weight"
     options: dict[str, Any] = {
         "num_classes": size(classifier, 0),
         "branch_frames": tuple(size(f"{prefix}dtn.pos_embedding_{b}", 1) - 1 for b in BRANCHES),
-        "num_blocks": len({found[1] for found in map(stage.match, state) if found}),
+        "num_blocks": _count(stage, state),
         "recoupling": recoupling in state,
         "motion_attention": motion in state,
         "width": size(f"{prefix}Conv3d_1a_7x7.conv3d.weight", 0),
@@ -148,10 +151,7 @@ def published_options(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
 
 
 def _umdr_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    branches = sum(
-        re.fullmatch(r"dtn\.cls_tokens\.\d+\.cls_token", name) is not None for name in state
-    )
-    block = re.compile(r"dtn\.multi_scale_transformers\.0\.2\.layers\.(\d+)\.")
+    branches = _count(r"dtn\.cls_tokens\.(\d+)\.", state)
     try:
         return {
             "num_classes": state["dtn.multi_scale_transformers.0.3.2.weight"].shape[0],
@@ -159,12 +159,32 @@ def _umdr_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "branch_frames": tuple(
                 state[f"dtn.cls_tokens.{i}.pos_embedding"].shape[1] - 1 for i in range(branches)
             ),
-            "num_blocks": len({found[1] for found in map(block.match, state) if found}),
+            "num_blocks": _count(r"dtn\.multi_scale_transformers\.0\.2\.layers\.(\d+)\.", state),
             "width": state["stem.0.conv3d.weight"].shape[0],
             "dim": state["LinearMap.2.weight"].shape[0],
         }
     except KeyError as error:
         raise ValueError(f"no published UMDR network: it has no such entry as {error}") from None
+
+
+def _cross_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Without what only the two networks that it completes tell."""
+    try:
+        return {
+            "num_classes": state["classifier1.weight"].shape[0],
+            "num_frames": state["pos_embedding_M"].shape[1] - 1,
+            "dim": state["norm1.weight"].shape[0],
+            "spatial_depth": _count(r"SCC_Module\.att_nets\.(\d+)\.", state),
+            "temporal_depth": _count(r"TimesFormer\.att_nets\.(\d+)\.", state),
+        }
+    except KeyError as error:
+        raise ValueError(f"no published UMDR fusion: it has no such entry as {error}") from None
+
+
+def _count(numbered: str, state: Mapping[str, Tensor]) -> int:
+    """How many different numbers the names of `state` have in the group of a pattern."""
+    found = (re.match(numbered, name) for name in state)
+    return len({match[1] for match in found if match})
 
 
 def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from models.cross_complement import CrossComplement
 from models.decoupled import DecoupledNetwork
 from models.fusion import FusionNetwork
 from models.umdr import UmdrNetwork
+from models.umdr_fusion import UmdrFusionNetwork
 
 BRANCHES = ("small", "media", "large")
 UNITS = {"conv1": "Conv3d_1a_7x7", "conv2b": "Conv3d_2b_1x1", "conv2c": "Conv3d_2c_3x3"}
@@ -55,6 +56,9 @@ def table(model: nn.Module) -> Rows:
         return _fusion_rows(model)
     if isinstance(model, UmdrNetwork):
         return _umdr_rows(model)
+    if isinstance(model, UmdrFusionNetwork):
+        rows = _cross_rows(model.complement)
+        return [(f"complement.{ours}", theirs) for ours, theirs in rows]
     if isinstance(model, CrossComplement):
         return _cross_rows(model)
     if isinstance(model, DecoupledNetwork):
@@ -64,6 +68,12 @@ def table(model: nn.Module) -> Rows:
             f"published networks have {len(BRANCHES)} branches, this one {len(model.branches)}"
         )
     raise ValueError(f"no published layout is known for {type(model).__name__}")
+
+
+def kept_apart(model: nn.Module) -> tuple[str, ...]:
+    """Begins our names of what published files of this network leave to others: UMDR's fusion
+    saves only what completes its two networks."""
+    return ("rgb.", "depth.") if isinstance(model, UmdrFusionNetwork) else ()
 
 
 def _fusion_rows(model: FusionNetwork) -> Rows:

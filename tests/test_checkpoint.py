@@ -1,12 +1,12 @@
 """engine/checkpoint.py: no crash and no full disk ever costs the last good checkpoint."""
 
-import argparse
 import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -161,7 +161,7 @@ def test_code_in_a_file_is_never_executed(tmp_path):
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (types.SimpleNamespace(lr=1), "types.SimpleNamespace"),
         (np.zeros(3), "multiarray._reconstruct"),
         (np.str_("NTU"), "StrDType"),
         (np.datetime64("2022-03-01"), "DateTime64DType"),

@@ -9,7 +9,8 @@ from torch import nn
 
 from engine import checkpoint
 from engine.config import Config, ModelConfig, TrainConfig
-from engine.initial import classifier, initialise
+from engine.initial import initialise, resizable
+from models import build_model
 from models.upstream import to_published
 from pipelines.config import DataConfig
 from tests.published import SMALL, published_file, small_network
@@ -54,13 +55,14 @@ def test_a_classifier_of_another_size_is_left_out_by_name(tmp_path, form):
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     (line,) = initialise(network, config(init_from=str(tmp_path / "x")))
     names = [f"heads.{i}.linear.{leaf}" for i in range(3) for leaf in ("bias", "weight")]
-    assert line == f"the network starts from {tmp_path / 'x'} without {', '.join(names)}"
+    heads = "heads.0.linear, heads.1.linear, heads.2.linear"
+    assert line == f"the network starts from {tmp_path / 'x'} without {heads}"
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, (before if key in names else expected)[key]), key
 
 
-def test_the_classifier_is_what_depends_on_the_number_of_classes():
-    assert classifier(config()) == {
+def test_resizable_is_what_depends_on_the_number_of_classes():
+    assert resizable(config()) == {
         f"heads.{i}.linear.{leaf}" for i in range(3) for leaf in ("bias", "weight")
     }
 
@@ -82,6 +84,31 @@ def test_any_other_difference_is_an_error_that_changes_nothing(tmp_path, form, o
     with pytest.raises(ValueError, match=message):
         initialise(network, config(init_from=str(tmp_path / "x")))
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+def test_a_network_of_other_frames_starts_without_what_depends_on_them(tmp_path):
+    options = {"num_classes": 5, "num_blocks": 3, "width": 8, "dim": 64}
+    torch.manual_seed(1)
+    before, after = (build_model("umdr", num_frames=frames, **options) for frames in (8, 16))
+    checkpoint.save(tmp_path / "x", {"model": before.state_dict()})
+    torch.manual_seed(2)
+    expected = build_model("umdr", num_frames=16, **options).state_dict()
+    after.load_state_dict(expected)
+    data = dataclasses.replace(DATA, num_frames=16, branch_frames=(8, 16, 24))
+    model = ModelConfig("umdr", {k: options[k] for k in ("num_blocks", "width", "dim")})
+    train = TrainConfig("runs/x", init_from=str(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"query.weight is .* set train.init_any_frames=true"):
+        initialise(after, Config(data, train, model))
+    train = dataclasses.replace(train, init_any_frames=True)
+    (line,) = initialise(after, Config(data, train, model))
+    left = line.removeprefix(f"the network starts from {tmp_path / 'x'} without ").split(", ")
+    parts = ("query", "key", "squeeze", "excite", "norm", "student.weight")
+    assert left[:6] == [f"spatial.recouplings.0.{part}" for part in parts]
+    assert {f"branches.2.{part}" for part in ("position", "inception.conv_a.conv")} <= {*left}
+    for key, tensor in after.state_dict().items():
+        is_left = before.state_dict()[key].shape != tensor.shape
+        assert is_left == key.startswith(tuple(left)), key
+        assert torch.equal(tensor, expected[key] if is_left else before.state_dict()[key]), key
 
 
 class Halves(nn.Module):

@@ -109,14 +109,18 @@ class Config:
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config of a YAML file with `section.key=value` overrides; checked, no data read.
 
-    A published YAML file is translated first (engine/published_config.py); overrides name our keys.
+    A published YAML file is translated first (engine/published_config.py), seeing the overrides,
+    which name our keys.
 
     Raises ValueError with one line per problem, each naming the file (or the command line), the
     section, the key and what to write instead.
     """
-    tree = _read_yaml(path)
+    tree, overrides = _read_yaml(path), list(overrides)
     if published_config.is_published(tree):
-        tree = published_config.read(tree, str(path))
+        given: dict[str, Any] = {}
+        for override in overrides:
+            _apply(given, override)
+        tree = published_config.read(tree, str(path), given)
     return from_tree(tree, str(path), overrides)
 
 

@@ -1,35 +1,25 @@
-"""The published YAML files of CVPR'22 -> our config, through one table. Reads no files, no data."""
+"""The published YAML files -> our config: those of CVPR'22 through one table here, those of UMDR by
+engine/published_umdr.py. Reads no files, no data."""
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
+from engine import published_keys, published_umdr
+from engine.published_keys import DATASETS, MIN_FRAMES, UNREAD, Tree
 from pipelines.typed import suggest
-
-Tree = dict[str, Any]
 
 SECTIONS = ("common", "model", "dataset")
 UNIMODAL, FUSION = "I3DWTrans", "FusionNet"
 
-RENAMED = {
+RENAMED = published_keys.RENAMED | {
     "data": "data.root",
     "sample_duration": "data.num_frames",
-    "sample_size": "data.size",
-    "resize": "data.resize",
-    "crop_size": "data.crop",
-    "flip": "data.flip",
-    "rotated": "data.rotate",
-    "angle": "data.angle",
     "w": "data.motion_window",
     "frp": "model.motion_attention",
     "recoupling": "model.recoupling",
-    "knn_attention": "model.knn_ratio",
-    "N": "model.num_blocks",
     "temper": "loss.recoupling_temperature",
     "learning_rate": "optim.lr",
     "learning_rate_min": "optim.min_lr",
@@ -38,32 +28,24 @@ RENAMED = {
     "grad_clip": "optim.clip_norm",
     "epochs": "train.epochs",
     "test_batch_size": "train.eval_batch",
-    "report_freq": "train.log_every",
 }
 """Keys whose value is taken over as it is."""
 
-ONLY = {
+ONLY = published_keys.ONLY | {
     "optim": ("SGD", "no published result was made otherwise; see optim.name for AdamW"),
-    "SYNC_BN": (1, "batch statistics are those of the global batch"),
     "SEHeads": (1, "the recoupling module has one head, as in all published files"),
     "Blur": (False, "no published file blurs"),
     "resume": ("", "copy the checkpoint to RUN_DIR/last.pt: the run goes on from there"),
 }
 """Keys with the one value that is offered, and why."""
 
-NO_EFFECT = {
-    "visdom": "curves are in the run directory: curves.png, tensorboard/",
+NO_EFFECT = published_keys.NO_EFFECT | {
     "visname": "curves are in the run directory: curves.png, tensorboard/",
-    "vis_feature": "engine/predict.py --explain draws what it drew",
     "num_workers": "decoding threads are data.workers, by default all cores",
-    "dist": "torchrun decides",
-    "init_epochs": "the published trainer does not read it either",
-    "DEBUG": "the published trainer does not read it either",
-    "metric_freq": "the published trainer does not read it either",
-    "show_cluster_result": "the published trainer does not read it either",
-    "mse_weight": "the published trainer does not read it either",
-    "resume_scheduler": "the published trainer does not read it either",
-    "resumelr": "a resumed run goes on along its own schedule",
+    "metric_freq": UNREAD,
+    "show_cluster_result": UNREAD,
+    "mse_weight": UNREAD,
+    "resume_scheduler": UNREAD,
 }
 """Keys that change nothing here, and why."""
 
@@ -88,21 +70,6 @@ UNIMODAL_ONLY = {
 }
 FUSION_ONLY = {key: f"only {FUSION} reads it" for key in ("rgb_checkpoint", "depth_checkpoint")}
 
-DATASETS: dict[str, Tree] = {
-    "NTU": {"layout": "ntu", "num_classes": 60, "frame_slack": 10},
-    "NvGesture": {
-        "layout": "nvgesture", "num_classes": 25, "crop_offset": [10, 32], "eval_crop": [32, 32],
-    },
-    "IsoGD": {"layout": "isogd", "num_classes": 249},
-    "THUREAD": {"layout": "thu_read", "num_classes": 40},
-    "Jester": {"layout": "jester", "num_classes": 27},
-}  # fmt: skip
-"""What the published code knows by the data set's name. The NTU lists count RGB frames, of which
-the depth folder may have a few fewer."""
-
-MIN_FRAMES = 17
-"""The published loader drops clips of 16 frames and fewer from all lists."""
-
 MODALITIES = {"M": "rgb", "K": "depth"}
 
 
@@ -111,9 +78,16 @@ def is_published(tree: Tree) -> bool:
     return "common" in tree
 
 
-def read(tree: Tree, where: str) -> Tree:
-    """`translate` for the ranks that run, telling the user about it on stderr, once."""
-    ours, notes = translate(tree, where, ranks=int(os.environ.get("WORLD_SIZE", 1)))
+def read(tree: Tree, where: str, given: Tree) -> Tree:
+    """A published file as ours, for the ranks that run, telling the user about it on stderr, once.
+
+    `given` holds what our command line sets, in sections: UMDR's files leave much to theirs.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if published_umdr.is_umdr(tree):
+        ours, notes = published_umdr.translate(tree, where, ranks, given)
+    else:
+        ours, notes = translate(tree, where, ranks)
     if os.environ.get("RANK", "0") == "0":
         lines = [f"{where}: a published config, read as", *_as_yaml(ours), *notes]
         print(*lines, sep="\n", file=sys.stderr, flush=True)
@@ -121,7 +95,7 @@ def read(tree: Tree, where: str) -> Tree:
 
 
 def translate(tree: Tree, where: str, ranks: int) -> tuple[Tree, list[str]]:
-    """A parsed published file -> the tree of one of ours, and a line per key that has no effect.
+    """A parsed file of CVPR'22 -> the tree of one of ours, and a line per key without effect.
 
     Behaviour is the published one throughout; the published batch size is that of one GPU, so the
     global batch is `ranks` times it. Raises ValueError with one line per problem, naming the key.
@@ -130,11 +104,8 @@ def translate(tree: Tree, where: str, ranks: int) -> tuple[Tree, list[str]]:
     problems = list(_problems(keys))
     if problems:
         raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
-    same = ((path, _value(keys[key])) for key, path in RENAMED.items() if key in keys)
-    ours: Tree = {"data": {}, "model": {}, "loss": {}, "optim": {}, "train": {}}
-    for path, value in (*same, *_data(keys), *_loss(keys), *_train(keys, ranks)):
-        section, key = path.split(".")
-        ours[section][key] = value
+    same = published_keys.taken_over(keys, RENAMED)
+    ours = published_keys.our_tree((*same, *_data(keys), *_loss(keys), *_train(keys, ranks)))
     idle = NO_EFFECT | (UNIMODAL_ONLY if keys["Network"] == FUSION else FUSION_ONLY)
     return ours, [f"{where}: {key} has no effect: {idle[key]}" for key in keys if key in idle]
 
@@ -147,42 +118,28 @@ def _as_yaml(tree: Tree) -> Iterator[str]:
 
 
 def _merged(tree: Tree, where: str) -> Tree:
-    """The keys of all sections in one name space, where the later section wins."""
-    keys: Tree = {}
-    for section, values in tree.items():
-        if not isinstance(values, dict):
-            raise ValueError(f"{where}: {section}: expected keys and values, found {values!r}")
-        keys |= values
+    """The keys of all sections; raises ValueError for another network and unknown sections."""
+    keys = published_keys.merged(tree, where)
     network = keys.get("Network")
     if network not in (UNIMODAL, FUSION):
         raise ValueError(
-            f"{where}: Network is {network!r}; the networks of CVPR'22 are {UNIMODAL} and {FUSION}"
+            f"{where}: Network is {network!r}; the networks of CVPR'22 are {UNIMODAL} and "
+            f"{FUSION}, that of UMDR is {published_umdr.UNIMODAL}"
         )
-    for section in tree:
-        if section not in SECTIONS:
-            raise ValueError(f"{where}: unknown section {section!r}{suggest(section, SECTIONS)}")
+    published_keys.hold_to_sections(tree, SECTIONS, where)
     return keys
 
 
 def _problems(keys: Tree) -> Iterator[str]:
     """What is unknown, missing or not offered."""
-    known = [*RENAMED, *ONLY, *NO_EFFECT, *COMPUTED]
-    for key in keys:
-        if key not in known:
-            yield f"unknown key {key!r}{suggest(key, known)}"
+    yield from published_keys.unknown(keys, [*RENAMED, *ONLY, *NO_EFFECT, *COMPUTED])
     for key in ("data", "splits", "dataset", "type", "batch_size"):
         if key not in keys:
             yield f"missing key {key!r}"
-    for key, (value, reason) in ONLY.items():
-        if keys.get(key, value) != value:
-            yield f"{key} is {keys[key]!r}; only {value!r} is offered: {reason}"
+    yield from published_keys.not_offered(keys, ONLY)
+    yield from published_keys.wrong_weights(keys)
     yield from _wrong_parts(keys)
     yield from _wrong_choices(keys)
-    weights = keys.get("loss_lamdb", [1, 0.5, 0.5, 0.5])
-    if not isinstance(weights, list) or len(weights) != 4 or weights[0] != 1:
-        yield f"loss_lamdb is {weights!r}; expected [1, b, b, b], b for each of three branches"
-    elif len(set(weights[1:])) != 1:
-        yield f"loss_lamdb is {weights!r}; the three branches need one weight (loss.branch_weight)"
 
 
 def _wrong_parts(keys: Tree) -> Iterator[str]:
@@ -246,8 +203,7 @@ def _loss(keys: Tree) -> Iterator[tuple[str, Any]]:
     yield "loss.recoupling_delay", max(_part(keys, "scheduler", "warm_up_epochs", 3) - 1, 0)
     yield "loss.recoupling_weight", keys.get("distill", keys.get("distill_lamdb", 1.0))
     yield "loss.label_smoothing", 0.1 if _part(keys, "loss", "labelsmooth", True) else 0.0
-    weights = keys.get("loss_lamdb", [1, 0.5, 0.5, 0.5])
-    yield "loss.branch_weight", weights[1] if keys.get("MultiLoss", True) else 0.0
+    yield "loss.branch_weight", published_keys.branch_weight(keys)
     if keys.get("sharpness", True):
         yield "train.temperature", keys.get("temp", [0.04, 0.07])
         yield "train.temperature_epochs", 30
@@ -278,10 +234,3 @@ def _part(keys: Tree, key: str, part: str, default: Any) -> Any:
     """One entry of a key that holds a mapping."""
     mapping = keys.get(key)
     return mapping.get(part, default) if isinstance(mapping, dict) else default
-
-
-def _value(value: Any) -> Any:
-    """A published value as YAML would have it: tuples stand there as text, such as '(-10, 10)'."""
-    if isinstance(value, str) and re.fullmatch(r"\([\d\s,.+-]*\)", value):
-        return yaml.safe_load(f"[{value[1:-1]}]")
-    return value

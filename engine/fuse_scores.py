@@ -1,6 +1,8 @@
 """Combine the scores of several networks clip by clip: `python engine/fuse_scores.py A B [...]`.
 
-A and B are run folders or the `scores.npz` files that engine/evaluate.py writes. NumPy only.
+A and B are run folders or the `scores.npz` files that engine/evaluate.py writes. UMDR's average of
+four scores is the mean of logits of `RGB DEPTH FUSION FUSION --head merged merged "completed rgb"
+"completed depth"`. NumPy only.
 """
 
 import sys
@@ -57,27 +59,30 @@ METHODS: dict[str, Callable[[Logits, NDArray[np.float64]], Logits]] = {
 
 
 def fuse(
-    inputs: Sequence[ClipScores], weights: Sequence[float] | None = None, head: str | None = None
+    inputs: Sequence[ClipScores],
+    weights: Sequence[float] | None = None,
+    heads: Sequence[str] = (),
 ) -> ClipScores:
     """One head per method of METHODS, over the clips of the first input in its order.
 
-    `weights`: one per input, by default equal; only their ratios count. `head`: which head of each
-    input, by default its first. Raises ValueError as `ordered_like` does, and for weights that are
-    not one number of at least 0 per input with a positive sum.
+    `weights`: one per input, by default equal; only their ratios count. `heads`: which head of each
+    input, by default its first; a single one is meant for all. Raises ValueError as `ordered_like`
+    does, and for weights that are not one number of at least 0 per input with a positive sum.
     """
     shares = _shares(weights, len(inputs))
     aligned = [scores.ordered_like(inputs[0]) for scores in inputs]
-    logits = np.stack([scores.head(head) for scores in aligned])
+    names = _per_input(heads, len(inputs))
+    logits = np.stack([scores.head(name) for scores, name in zip(aligned, names, strict=True)])
     fused = np.stack([method(logits, shares) for method in METHODS.values()])
     source = " + ".join(scores.source for scores in inputs)
     return ClipScores(inputs[0].names, inputs[0].labels, np.array(list(METHODS)), fused, source)
 
 
-def sweep(first: ClipScores, second: ClipScores, head: str | None = None) -> list[dict[str, Any]]:
+def sweep(first: ClipScores, second: ClipScores, heads: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Top-1 of each method for weights w and 1 - w of two inputs, w from 0 to 1 by 0.1."""
     return [
         {"weight": float(w)}
-        | {name: top1 for name, top1, _ in accuracies(fuse([first, second], [w, 1 - w], head))}
+        | {name: top1 for name, top1, _ in accuracies(fuse([first, second], [w, 1 - w], heads))}
         for w in SWEEP
     ]
 
@@ -112,7 +117,7 @@ def _fuse_files(options: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
         fused.save(out / "fused.npz")
         result = {
-            "clips": len(fused.names), "head": options.head or "first", "weights": shares,
+            "clips": len(fused.names), "heads": options.head or "first", "weights": shares,
             "inputs": {source: _as_dict(rows) for source, rows in table.items()},
             "fused": _as_dict(accuracies(fused)), "sweep": swept, "note": OPTIMISTIC,
         }  # fmt: skip
@@ -153,6 +158,16 @@ def _shares(weights: Sequence[float] | None, count: int) -> NDArray[np.float64]:
     return values / values.sum()
 
 
+def _per_input(heads: Sequence[str], count: int) -> Sequence[str | None]:
+    if len(heads) not in (0, 1, count):
+        raise ValueError(
+            f"{len(heads)} heads for {count} inputs; give one for each, or one for all"
+        )
+    if len(heads) == count:
+        return heads
+    return [heads[0] if heads else None] * count
+
+
 def _log_softmax(logits: Logits) -> Logits:
     """Over the last axis, in float64."""
     logits = logits.astype(np.float64)
@@ -172,8 +187,9 @@ def command_line() -> argparse.ArgumentParser:
         help="one number per input, only their ratios count (default: equal); " + OPTIMISTIC,
     )  # fmt: skip
     parser.add_argument(
-        "--head", metavar="NAME", help="which head of each input, such as sum (default: the first)"
-    )
+        "--head", nargs="+", default=(), metavar="NAME",
+        help="which head, such as sum, of all inputs or of each (default: the first)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", metavar="FOLDER", help="write fused.npz (a file of scores) and fused.json there"
     )

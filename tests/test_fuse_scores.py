@@ -136,7 +136,32 @@ def test_another_head_is_fused_on_request_and_three_inputs_have_no_sweep(files, 
     assert "top-1 by weight" not in capsys.readouterr().out
     one, two = map(ClipScores.load, files)
     expected = (one.head("sum") + two.ordered_like(one).head("sum")) / 2
-    np.testing.assert_allclose(fuse([one, two], None, "sum").head("mean of logits"), expected)
+    np.testing.assert_allclose(fuse([one, two], None, ["sum"]).head("mean of logits"), expected)
+
+
+def test_the_published_average_of_four_takes_two_heads_of_the_fusion(files, tmp_path) -> None:
+    """As the fusion network's own head `mean`, where its halves are the other two networks."""
+    one, two = map(ClipScores.load, files)
+    both = two.ordered_like(one)
+    completed = np.random.default_rng(4).normal(size=(2, 40, 8))
+    alone = [one.head("merged"), both.head("merged")]
+    mean = (alone[0] + alone[1] + completed[0] + completed[1]) / 4
+    heads = np.array(["mean", "completed rgb", "completed depth"])
+    fusion = ClipScores(one.names, one.labels, heads, np.stack([mean, *completed]))
+    (tmp_path / "both").mkdir()
+    fusion.save(tmp_path / "both" / "scores.npz")
+    four = [*files, str(tmp_path / "both"), str(tmp_path / "both")]
+    names = ["merged", "merged", "completed rgb", "completed depth"]
+    assert main([*four, "--head", *names, "--out", str(tmp_path / "fused")]) == 0
+    fused = ClipScores.load(tmp_path / "fused" / "fused.npz")
+    assert json.loads((tmp_path / "fused" / "fused.json").read_text())["heads"] == names
+    np.testing.assert_allclose(fused.head("mean of logits"), mean, rtol=1e-6, atol=1e-6)
+
+
+def test_heads_are_one_for_all_or_one_each(files, capsys) -> None:
+    assert main([*files, files[0], "--head", "sum", "merged"]) == 1
+    error = "error: 2 heads for 3 inputs; give one for each, or one for all\n"
+    assert capsys.readouterr().err == error
 
 
 def test_errors_are_one_line(files, tmp_path, capsys) -> None:

@@ -32,11 +32,15 @@ class WeightAverage:
         self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
         """Batch norm's counters of batches."""
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights that `step`, counted from 0, has led to."""
+        self.take_in(decay_at(self.decay, step))
+
+    @torch.no_grad()
+    def take_in(self, kept: float) -> None:
+        """The network's weights now, beside the share `kept` of the average."""
         averages, values = map(list, zip(*self.averaged, strict=True))
-        torch._foreach_lerp_(averages, values, 1 - decay_at(self.decay, step))
+        torch._foreach_lerp_(averages, values, 1 - kept)
         if self.copied:
             counters, counts = map(list, zip(*self.copied, strict=True))
             torch._foreach_copy_(counters, counts)

@@ -50,13 +50,14 @@ class Clips:
             self.train, train.seed, train.global_batch, first_step, last_step,
             self.ranks.rank, self.ranks.world_size,
         )  # fmt: skip
-        return self._loader(shares(self.config, self.ranks).largest).batches(plan)
+        most = shares(self.config, self.ranks).largest
+        return self._loader(training_data(self.config), most).batches(plan)
 
     def eval_batches(self) -> Iterator[Batch]:
         """This rank's share of the evaluation list; every clip is on exactly one rank."""
         size = self.config.train.eval_batch
         plan = eval_plan(self.evaluation, size, self.ranks.rank, self.ranks.world_size)
-        return self._loader(size).batches(plan)
+        return self._loader(self.config.data, size).batches(plan)
 
     def names_at(self, rank: int, position: tuple[int, int, int]) -> list[str]:
         """Names of the clips that `rank` has at a position of engine/watchdog.py."""
@@ -97,9 +98,14 @@ class Clips:
             lines.append(line)
         return "\n".join(lines)
 
-    def _loader(self, max_batch: int) -> Loader:
-        data, device = self.config.data, self.ranks.device
-        return Loader(data, device, self.dtype, max_batch, loading_threads(data), self.cache)
+    def _loader(self, data: DataConfig, max_batch: int) -> Loader:
+        threads = loading_threads(data)
+        return Loader(data, self.ranks.device, self.dtype, max_batch, threads, self.cache)
+
+
+def training_data(config: Config) -> DataConfig:
+    """What is read for training: with a teacher both modalities."""
+    return replace(config.data, modality="rgbd") if config.train.teacher else config.data
 
 
 def loading_threads(data: DataConfig) -> int:
@@ -133,15 +139,14 @@ def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:
 
     Raises RunError on all ranks with every problem of the lists and folders.
     """
-    data = config.data
+    data, reading = config.data, training_data(config)
     source = ranks.from_main(
-        lambda: choose_source(data, ranks.device, loading_threads(data), log=print)
+        lambda: choose_source(reading, ranks.device, loading_threads(data), log=print)
     )
-    data = replace(data, source=source)
+    data, reading = replace(data, source=source), replace(reading, source=source)
     config = replace(config, data=data)
-    sources = ranks.from_main(
-        lambda: [_open(data, which, config.train.seed) for which in ("train", "eval")]
-    )
+    seed = config.train.seed
+    sources = ranks.from_main(lambda: [_open(reading, "train", seed), _open(data, "eval", seed)])
     on_gpu = ranks.device.type == "cuda"
     sixteen_bit = on_gpu and precision.compute in (torch.float16, torch.bfloat16)
     dtype = torch.float16 if sixteen_bit else torch.float32

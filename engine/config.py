@@ -248,6 +248,8 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
             yield section, f"{key} {text}"
     halves = [key for key in ("init_rgb", "init_depth") if getattr(config.train, key)]
     name = config.model.name
+    if config.train.teacher and config.data.modality == "rgbd":
+        yield "train", "teacher is for networks of one modality, which learn from the other's"
     if halves and name not in FUSION:
         yield "train", f"{halves[0]} is for {' and '.join(FUSION)}; set init_from for {name}"
     if name in DECOUPLED or name in FUSION or name in FUSION.values():

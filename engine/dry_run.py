@@ -87,7 +87,7 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
             activations = kept_bytes(model, batch, config.loss, precision)
     parameters = sum(p.numel() for p in model.parameters())
     copies = 3 if config.optim.name == "sgd" else 4  # weight, gradient, one or two moments
-    copies += config.train.ema > 0
+    copies += (config.train.ema > 0) + bool(config.train.teacher)
     fixed = parameters * copies * precision.weights.itemsize
     total = (fixed + activations) / 2**30
     return (

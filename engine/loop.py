@@ -153,7 +153,7 @@ class TrainStep:
         """A forward pass -> the loss, and all means that are logged."""
         output = predict(self.model, batch, temperature, self.precision)
         labels = batch.label if batch.target is None else batch.target
-        loss, parts = training_loss(output, labels, self.loss, epoch)
+        loss, parts = training_loss(output, labels, self.loss, epoch, batch.pseudo)
         prediction = output.heads()[0].detach().argmax(1)
         top1 = (prediction == main_label(batch)).double().mean()
         return loss, {"loss": loss.detach(), **parts, "top1": top1}

@@ -35,6 +35,10 @@ class LossConfig:
     """The published loss is a sum over one GPU's clips; ours is the mean over the global batch
     times this, their number per GPU, so that it depends on no number of ranks."""
 
+    pseudo_weight: float = 0.2
+    """Weight of the cross-entropy of the merged logits against the classes that a teacher of the
+    other modality sees (train.teacher), without label smoothing."""
+
     teacher_gradient: bool = False
     """Whether the recoupling loss also moves its teachers, towards what their students say, as in
     the released UMDR; its value is then a cross-entropy, otherwise a KL divergence."""
@@ -53,7 +57,7 @@ class LossConfig:
             yield "recoupling_temperature", "must be positive"
         for key in (
             "merged_weight", "branch_weight", "recoupling_weight", "recoupling_delay",
-            "recoupling_scale", "reconstruction_weight", "modality_weight",
+            "recoupling_scale", "pseudo_weight", "reconstruction_weight", "modality_weight",
         ):  # fmt: skip
             if getattr(self, key) < 0:
                 yield key, "is negative"
@@ -64,14 +68,19 @@ Labels = Tensor | tuple[Tensor, ...]
 
 
 def training_loss(
-    output: ModelOutput, labels: Labels, config: LossConfig, epoch: int
+    output: ModelOutput,
+    labels: Labels,
+    config: LossConfig,
+    epoch: int,
+    pseudo: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of this rank's clips -> (scalar, its detached parts by name, before their weights).
 
     Parts are `merged`, and where the network has them `branches`, `recoupling`, `reconstruction`
-    and `modality`. Each is a mean over clips, so that averaging gradients over ranks of equal
-    batches gives the loss of the global batch. Where modalities were mixed each by its own draw,
-    each learns its own labels, and what is made of both their mean.
+    and `modality`; with `pseudo`, the (B,) classes of a teacher, also `pseudo`. Each is a mean over
+    clips, so that averaging gradients over ranks of equal batches gives the loss of the global
+    batch. Where modalities were mixed each by its own draw, each learns its own labels, and what is
+    made of both their mean.
     """
     label, of_branches = _of_heads(labels, len(output.branch_logits))
     parts = {"merged": _cross_entropy(output.logits, label, config)}
@@ -94,6 +103,9 @@ def training_loss(
         # which DistributedDataParallel counts on.
         started = epoch >= config.recoupling_delay
         weights["recoupling"] = config.recoupling_weight * config.recoupling_scale * started
+    if pseudo is not None:
+        parts["pseudo"] = F.cross_entropy(_exact(output.logits), pseudo)
+        weights["pseudo"] = config.pseudo_weight
     if isinstance(output, FusionOutput):
         parts["reconstruction"] = reconstruction_loss(output)
         parts["modality"] = modality_loss(output)

@@ -64,6 +64,14 @@ class TrainConfig:
     """Decay per step of a running average of the weights, such as 0.999; 0: none. The average is
     what is evaluated, and what predict, export and evaluate take from a checkpoint."""
 
+    teacher: str = ""
+    """A checkpoint, ours or published, of the same network trained on the other modality: what it
+    sees in that modality's clips are labels too (engine/teacher.py; loss.pseudo_weight). Training
+    then reads both modalities. A resumed run does not read it again."""
+
+    teacher_decay: float = 0.99996
+    """What the teacher keeps of its weights per step; the rest it takes from the network."""
+
     temperature: tuple[float, float] = (0.04, 0.07)
     """What the logits are divided by: first and last value of the published linear schedule."""
 
@@ -118,6 +126,8 @@ class TrainConfig:
                 yield key, f"is {getattr(self, key)}; it must be 0 (off) or more"
         if not 0 <= self.ema < 1:
             yield "ema", f"is {self.ema}; it must be 0 (off) or more and below 1"
+        if not 0 <= self.teacher_decay <= 1:
+            yield "teacher_decay", f"is {self.teacher_decay}; a share is between 0 and 1"
         if self.seed < 0:
             yield "seed", "is negative; it must be 0 or more"
         if min(self.temperature) <= 0:

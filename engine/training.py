@@ -30,6 +30,7 @@ from engine.run import Progress, RunDirectory, device_name, result
 from engine.saver import Saver, start_point
 from engine.signals import StopAgreement, Stopped, StopRequest
 from engine.speed import Speed, bar_text
+from engine.teacher import open_teacher
 from engine.timing import StepClock
 from engine.tracing import Trace
 from engine.warn import warn
@@ -73,6 +74,9 @@ class Training:
         self.weight_average: WeightAverage | None = None
         if config.train.ema:
             self.weight_average = WeightAverage(unwrap(self.model), config.train.ema)
+        self.teacher = open_teacher(
+            unwrap(self.model), config, self.precision, ranks, is_new=self.start is None
+        )
         self.optimizer = ranks.agree(lambda: build_optimizer(self.model, config.optim))
         self.rate = LearningRate(self.optimizer, config.optim)
         self.clock = StepClock(ranks.device)
@@ -125,12 +129,13 @@ class Training:
         self.ranks.watchdog.pause("trying the first step")
         if first is None:
             return batches
+        tried = self.teacher.stream(first) if self.teacher else first
         loss, precision = self.config.loss, self.precision
         network = unwrap(self.model)
-        self.ranks.agree(lambda: check_precision(network, first, loss, precision))
-        self._speed_up(self.shares.split(first)[0])
+        self.ranks.agree(lambda: check_precision(network, tried, loss, precision))
+        self._speed_up(self.shares.split(tried)[0])
         if self.config.train.flop_use:
-            said = self.speed.prepare(self.config, first, precision)
+            said = self.speed.prepare(self.config, tried, precision)
             if self.ranks.is_main:
                 print(said, flush=True)
         return itertools.chain([first], batches)
@@ -167,10 +172,15 @@ class Training:
             rate = self.rate.set(epoch, train.epochs, progress.step, total)
             # Dropout is a function of the step, so that no generator state has to be stored.
             torch.manual_seed(_step_seed(train.seed, progress.step, self.ranks.rank))
-            means = self.step(self.mixing(batch, progress.step), epoch, temperature)
+            batch = self.mixing(batch, progress.step)
+            if self.teacher:
+                batch = self.teacher(batch, self.shares)
+            means = self.step(batch, epoch, temperature)
             self.average.add(len(batch.label), **means)
             if self.weight_average:
                 self.weight_average.update(progress.step)
+            if self.teacher:
+                self.teacher.update()
             progress.step += 1
             loss = means["loss"] * self.shares.weight(len(batch.label))
             self.losses.add(progress.step, epoch, loss, batch.index)
@@ -280,6 +290,7 @@ class Training:
         average = self.weight_average
         return {
             **({"ema": average.network.state_dict()} if average else {}),
+            **({"teacher": self.teacher.network.state_dict()} if self.teacher else {}),
             "config": as_dict(self.config),
             "classes": class_names(self.config.data),  # for predictions far from the data set
             "progress": dataclasses.asdict(self.progress),
@@ -304,6 +315,8 @@ class Training:
             if self.weight_average:  # without one in the file it starts from the weights
                 network = self.weight_average.network
                 checkpoint.load_model(network, state, self.start, averaged=True)
+            if self.teacher:
+                self.teacher.network.load_state_dict(state["teacher"])
             done = state["progress"]  # published checkpoints count epochs, not steps
             self.progress = Progress(**{"step": self.clips.steps_before(done["epoch"]), **done})
             resume_optimizer(self.optimizer, state["optimizer"])

@@ -39,12 +39,21 @@ class Batch:
     """(B, K) share of each class in what mixing has made of each clip, of each modality; None
     where nothing was mixed."""
 
+    pseudo: Tensor | None = None
+    """(B,) int64 class of each clip by a teacher of the other modality (engine/teacher.py)."""
+
     @property
     def streams(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """`clip` and `motion` of each modality."""
         clips = self.clip if isinstance(self.clip, tuple) else (self.clip,)
         maps = self.motion if isinstance(self.motion, tuple) else (self.motion,) * len(clips)
         return tuple(zip(clips, maps, strict=True))
+
+    def stream(self, number: int) -> "Batch":
+        """That of a single modality."""
+        clip, motion = self.streams[number]
+        target = self.target and (self.target[number],)
+        return dataclasses.replace(self, clip=clip, motion=motion, target=target)
 
     def part(self, first: int, end: int) -> "Batch":
         """Its clips `first` to `end - 1`, in views of its memory."""

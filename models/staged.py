@@ -48,9 +48,10 @@ class StageRecoupling(nn.Module):
 
     def mixed(self, frames: Tensor) -> Tensor:
         """frames (B * T, C, H, W) -> the same shape, channels-last as they are."""
+        # Shares stand on the left, so that their gradient arrives in the order that softmax needs.
         shares = self.shares(frames).flatten(0, 1).to(frames.dtype)  # (B * T, C, C)
-        pixels = frames.flatten(2).transpose(1, 2)  # (B * T, H * W, C), a view if channels-last
-        return (pixels @ shares.mT).transpose(1, 2).unflatten(2, frames.shape[2:])
+        mixed = (shares @ frames.flatten(2)).unflatten(2, frames.shape[2:])
+        return mixed.contiguous(memory_format=torch.channels_last)
 
     def shares(self, frames: Tensor) -> Tensor:
         """frames (B * T, C, H, W) -> (B, T, C, C): how much each channel, a row, takes of each."""
@@ -59,7 +60,8 @@ class StageRecoupling(nn.Module):
             layer(courses).unflatten(2, (self.num_frames, HEAD_DIM)).transpose(1, 2)
             for layer in (self.query, self.key)
         )
-        return (query @ key.mT * HEAD_DIM**-0.5).softmax(-1)
+        # The scale is a power of two: on the small factor it changes no bit of the product.
+        return (query * HEAD_DIM**-0.5 @ key.mT).softmax(-1)
 
 
 class StagedSpatialNetwork(SpatialTrunk):

@@ -1,0 +1,105 @@
+"""Which network learns the sample data better, and faster? `python -m benchmarks.demos`.
+
+Whole trainings of two demo configs on the same clips. For each seed the two train side by side,
+each with half of the cores, so that a busy machine slows both alike.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.records import record, summary, write
+from pipelines.cores import usable_cores
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ("demo_rgb", "demo_umdr_rgb")
+KEPT = ("top1", "best_top1", "clips", "seconds", "clips_per_s", "data_wait", "device")
+
+
+def train_side_by_side(
+    configs: Sequence[str], seed: int, overrides: Sequence[str], folder: Path
+) -> list[dict[str, Any]]:
+    """Each config's `result.json`. Raises RuntimeError naming a config whose training fails."""
+    threads = max(usable_cores() // len(configs), 1)
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    runs = []
+    for config in configs:
+        run = folder / f"{config}_{seed}"
+        command = [
+            sys.executable, str(ROOT / "engine" / "train.py"),
+            "--config", str(ROOT / "configs" / f"{config}.yaml"), *overrides,
+            f"train.seed={seed}", f"train.run_dir={run}", f"data.workers={threads}",
+        ]  # fmt: skip
+        with (folder / f"{config}_{seed}.log").open("w") as log:
+            runs.append((run, subprocess.Popen(command, env=env, stdout=log, stderr=log)))
+    results = []
+    for run, process in runs:
+        if process.wait():
+            said = (folder / f"{run.name}.log").read_text().strip().splitlines()[-1:]
+            raise RuntimeError(f"{run.name}: training failed: {' '.join(said)}")
+        results.append(json.loads((run / "result.json").read_text()))
+    return results
+
+
+def as_text(entries: dict[str, dict[str, Any]]) -> str:
+    """Of each config accuracy and speed, and the time per clip against the first."""
+    first = next(iter(entries.values()))["ms_per_clip"]["median"]
+    lines = [f"{'config':<20}{'top-1 of each seed':>28}{'ms per clip':>24}{'time':>8}"]
+    for config, entry in entries.items():
+        top1 = ", ".join(f"{run['top1']:.1%}" for run in entry["runs"])
+        spread = entry["ms_per_clip"]
+        time = f"{spread['median']:.2f} ({spread['q1']:.2f} to {spread['q3']:.2f})"
+        lines.append(f"{config:<20}{top1:>28}{time:>24}{spread['median'] / first:>7.2f}x")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, print the table, write the JSON."""
+    options = command_line().parse_args(arguments)
+    entries: dict[str, dict[str, Any]] = {config: {"runs": []} for config in options.configs}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in options.seeds:
+            results = train_side_by_side(
+                options.configs, seed, options.overrides or (), Path(folder)
+            )
+            for config, result in zip(options.configs, results, strict=True):
+                kept = {key: result[key] for key in KEPT}
+                entries[config]["runs"].append({"seed": seed, **kept})
+    for entry in entries.values():
+        times = [1000 * run["seconds"] / run["clips"] for run in entry["runs"]]
+        entry["ms_per_clip"] = summary(times)
+    print(as_text(entries))
+    if options.json:
+        result = record(
+            "whole trainings on the sample data, side by side", "benchmarks.demos",
+            torch.device("cpu"), entries=entries,
+        )  # fmt: skip
+        write(result, options.json)
+        print(f"written: {options.json}")
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Seeds, configs, overrides for all, and where the JSON goes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demos", description=__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one pair each")
+    parser.add_argument(
+        "--configs", nargs="+", default=CONFIGS, metavar="NAME", help="below configs/"
+    )
+    parser.add_argument(
+        "--overrides", nargs="*", metavar="section.key=value", help="for all trainings"
+    )
+    parser.add_argument("--json", metavar="OUT", help="write the result there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,7 +31,8 @@ class TrainConfig:
     another size is left out. A resumed run does not read it again."""
 
     init_rgb: str = ""
-    """As `init_from`, of an RGB network without its heads, for that half of the fusion network."""
+    """As `init_from`, of an RGB network for that half of the fusion network; CVPR'22's leaves its
+    heads out."""
 
     init_depth: str = ""
     """As `init_rgb`, for the depth half."""

@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from runs import as_network
 
 from engine import checkpoint, export
 from engine.config import as_dict, load, model_options
 from engine.trained import Trained, open_trained
 from models.registry import build_model
 
-MODALITY = {"decoupled": "rgb", "decoupled_fusion": "rgbd"}
+NETWORKS = ("decoupled", "decoupled_fusion", "umdr", "umdr_fusion")
 
 
 @pytest.fixture
@@ -24,10 +25,12 @@ def saved(tiny_config: dict, tmp_path: Path):
     """Writes a checkpoint of a network with random weights, evaluated at temperature 0.5."""
 
     def save(name: str, **options: object) -> Path:
-        tiny_config["data"] |= {"modality": MODALITY[name], "motion_window": 3} | {
-            key: options.pop(key) for key in ("motion_window",) if key in options
-        }
-        tiny_config["model"] |= {"name": name, **options}
+        both = name.endswith("_fusion")
+        as_network(tiny_config, name.removesuffix("_fusion"), both)
+        tiny_config["data"]["modality"] = "rgbd" if both else "rgb"
+        if "motion_window" in options:
+            tiny_config["data"]["motion_window"] = options.pop("motion_window")
+        tiny_config["model"] |= options
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_config))
         config = load(tmp_path / "tiny.yaml")
         torch.manual_seed(3)
@@ -66,12 +69,12 @@ def network_logits(trained: Trained, inputs: dict[str, torch.Tensor]) -> torch.T
     """What the network itself says, given temperature 0.5 by hand."""
     tensors = list(inputs.values())
     if trained.config.data.modality == "rgbd":
-        tensors = [tuple(tensors[:2]), tuple(tensors[2:])]
+        tensors = [tuple(tensors[:2]), tuple(tensors[2:]) or None]
     return trained.network(*tensors, temperature=0.5).heads()[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", list(MODALITY))
+@pytest.mark.parametrize("model", NETWORKS)
 @pytest.mark.parametrize(
     ("suffix", "run", "about"),
     [(".pt2", run_program, about_program), (".onnx", run_onnx, about_onnx)],

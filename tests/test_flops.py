@@ -40,7 +40,7 @@ def test_a_product_counts_two_per_multiply_add_forward_and_once_more_for_its_wei
 def config(name: str, frames: tuple[int, ...], num_frames: int, **options: object) -> Config:
     data = DataConfig(
         root="", train_list="", eval_list="", layout="ntu", num_classes=3, num_frames=num_frames,
-        branch_frames=frames, modality="rgbd" if name == "decoupled_fusion" else "rgb",
+        branch_frames=frames, modality="rgbd" if name.endswith("_fusion") else "rgb",
     )  # fmt: skip
     model = ModelConfig(name, {"width": 8, "dim": 64, "num_blocks": 1, **options})
     return Config(data, TrainConfig("run"), model)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import as_network
 
 from engine import checkpoint
 
@@ -15,9 +16,7 @@ FUSION = ["sum", "mean", "rgb + depth", "rgb", "depth", "completed rgb", "comple
 
 @pytest.fixture
 def tiny_config(tiny_config: dict) -> dict:
-    del tiny_config["data"]["branch_frames"]
-    tiny_config["data"]["motion_window"] = 0
-    tiny_config["model"] = {"name": "umdr", "width": 8, "dim": 64, "num_blocks": 3}
+    as_network(tiny_config, "umdr")
     return tiny_config
 
 

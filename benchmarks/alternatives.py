@@ -1,9 +1,10 @@
 """What was tried for speed and not kept: each changes one thing of a placed network, and no result.
 
 benchmarks/README.md has what they gained and lost; `python -m benchmarks.step --forms` runs them.
+They raise ValueError for a network that has nothing of what they change.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engine.batch_norm import GlobalBatchNorm
-from models.blocks import ConvUnit, FlatConv, Inception
-from models.spatial import SpatialInception, SpatialNetwork
+from models.blocks import ConvUnit, FlatConv, Inception, same_padding
+from models.spatial import SpatialInception, SpatialTrunk
 from models.temporal import NUM_HEADS, KnnAttention
 
 
@@ -24,10 +25,13 @@ def conv3d(network: nn.Module) -> None:
         # (N, C, H, W) -> (1, C, N, H, W), or where the kernel is over time (N, C, f, 1, 1)
         over_time = conv.flat_axis == 4
         video = planes[..., None] if over_time else planes.transpose(0, 1)[None]
-        padding = [(size - 1) // 2 for size in conv.kernel_size]
-        if conv.stride[-1] > 1:  # "same": the odd zero at the end
-            video, padding = F.pad(video, (2, 3, 2, 3)), [0, 0, 0]
         stride = (1, *conv.stride[1:])
+        sizes = zip(video.shape[2:], conv.kernel_size, stride, strict=True)
+        zeros = [same_padding(*size) for size in sizes]
+        padding = [before for before, _ in zeros]
+        if any(before != after for before, after in zeros):
+            video = F.pad(video, [count for pair in reversed(zeros) for count in pair])
+            padding = [0, 0, 0]
         out = F.conv3d(video, conv.weight, stride=stride, padding=padding)
         return out.squeeze(4) if over_time else out[0].transpose(0, 1)
 
@@ -111,7 +115,7 @@ def contiguous(network: nn.Module) -> None:
     torch_batch_norm(network)
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
-    for module in _of_type(network, SpatialNetwork):
+    for module in _of_type(network, SpatialTrunk):
         module.register_forward_pre_hook(lambda _, inputs: (_frames_apart(inputs[0]), *inputs[1:]))
 
 
@@ -125,8 +129,12 @@ def _replace_forward(network: nn.Module, kind: type, forward: Callable[..., Tens
         module.forward = forward.__get__(module)  # type: ignore[method-assign]
 
 
-def _of_type(network: nn.Module, kind: type) -> Iterator[Any]:
-    return (module for module in network.modules() if isinstance(module, kind))
+def _of_type(network: nn.Module, kind: type) -> list[Any]:
+    """Raises ValueError where there is none: the network as it was would be measured."""
+    found = [module for module in network.modules() if isinstance(module, kind)]
+    if not found:
+        raise ValueError(f"this form is for a network with a {kind.__name__}")
+    return found
 
 
 ALTERNATIVES: dict[str, Callable[[nn.Module], None]] = {

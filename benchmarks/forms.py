@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.straightforward import StraightforwardNetwork
+from benchmarks.straightforward_umdr import StraightforwardUmdrNetwork
 from engine.accumulation import Shares
 from engine.averaging import WeightAverage
 from engine.compilation import compile_training, is_wanted
@@ -23,14 +24,25 @@ from engine.losses import LossConfig
 from engine.optim import OptimConfig, build_optimizer
 from engine.rehearsal import trial
 from models.registry import build_model
+from models.umdr import umdr_branch_frames
 from pipelines.batch import Batch
 
 NUM_CLASSES = 60
 LOSS, OPTIM = LossConfig(), OptimConfig(lr=1e-3)
+"""For every network alike: other weights and rates would take as long."""
+
 EPOCH = LOSS.recoupling_delay
 """The first one in which every part of the loss counts."""
 
 TEMPERATURE = 0.07
+
+PUBLISHED_FRAMES = {"decoupled": 64, "umdr": 32}
+"""Of the networks that can be measured."""
+
+STRAIGHTFORWARD: dict[str, Callable[..., nn.Module]] = {
+    "decoupled": StraightforwardNetwork,
+    "umdr": StraightforwardUmdrNetwork,
+}
 
 Step = Callable[[], Tensor]
 """One training step on a batch of its own -> the loss."""
@@ -40,9 +52,10 @@ Step = Callable[[], Tensor]
 class Setting:
     """What is trained on what."""
 
+    network: str = "decoupled"
     size: int = 96
     batch: int = 1
-    frames: int = 64
+    frames: int = PUBLISHED_FRAMES["decoupled"]
     width: int = 64
     dim: int = 512
     num_blocks: int = 6
@@ -52,7 +65,9 @@ class Setting:
 
     @property
     def branch_frames(self) -> tuple[int, ...]:
-        """A quarter, a half and three quarters of the frames, as published."""
+        """As published; of `decoupled` a quarter, a half and three quarters of the frames."""
+        if self.network == "umdr":
+            return umdr_branch_frames(self.frames)
         return tuple(self.frames * share // 4 for share in (1, 2, 3))
 
     def options(self) -> dict[str, Any]:
@@ -71,7 +86,7 @@ def straightforward(setting: Setting, tf32: bool = False) -> Step:
     """The literal network in fp32, contiguous, its optimizer walking from parameter to parameter
     as torch's did by default."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    network = StraightforwardNetwork(**setting.options())
+    network = STRAIGHTFORWARD[setting.network](**setting.options())
     network.load_state_dict(engine_network(setting).state_dict())
     network = network.to(setting.device).train()
     optimizer = torch.optim.SGD(
@@ -165,30 +180,33 @@ def default_forms(device: str) -> list[str]:
 def engine_network(setting: Setting) -> nn.Module:
     """The same weights at every call."""
     torch.manual_seed(0)
-    return build_model("decoupled", **setting.options())
+    return build_model(setting.network, **setting.options())
 
 
 def make_batch(setting: Setting, channels_last: bool, device: torch.device | None = None) -> Batch:
-    """Random pixels and motion maps in the layout that a form reads without a copy."""
+    """Random pixels in the layout that a form reads without a copy, and motion maps for a network
+    that takes them."""
+    device = device or torch.device(setting.device)
     random = torch.Generator().manual_seed(1)
     shape = (setting.batch, setting.frames, setting.size, setting.size)
     pixels = torch.randint(0, 256, (*shape, 3), generator=random)
     clip = ((pixels - 127.5) / 128).permute(0, 4, 1, 2, 3)
     clip = clip if channels_last else clip.contiguous()
-    motion = 2 * torch.rand(shape, generator=random)[:, None]
+    motion = None
+    if setting.network == "decoupled":
+        motion = 2 * torch.rand(shape, generator=random)[:, None].to(device)
+
+    def drawn(seen: int) -> Tensor:  # a frame twice only where there are fewer than a branch sees
+        rounds = -(-seen // setting.frames)
+        orders = [torch.randperm(setting.frames, generator=random) for _ in range(rounds)]
+        return torch.cat(orders)[:seen].sort().values
+
     indices = tuple(
-        torch.stack([
-            torch.randperm(setting.frames, generator=random)[:seen].sort().values
-            for _ in range(setting.batch)
-        ])
+        torch.stack([drawn(seen) for _ in range(setting.batch)]).to(device)
         for seen in setting.branch_frames
-    )  # fmt: skip
+    )
     label = torch.arange(setting.batch) % NUM_CLASSES
-    device = device or torch.device(setting.device)
-    return Batch(
-        clip.to(device), motion.to(device), label.to(device),
-        tuple(index.to(device) for index in indices), label,
-    )  # fmt: skip
+    return Batch(clip.to(device), motion, label.to(device), indices, label)
 
 
 def _step(

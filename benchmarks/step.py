@@ -1,4 +1,4 @@
-"""How fast is a training step? `python -m benchmarks.step [--size 96] [--batch 1] [--json OUT]`.
+"""How fast is a training step? `python -m benchmarks.step [--network N] [--size 96] [--json OUT]`.
 
 Synthetic batches, no loader. A step is forward, loss, backward, gradient clipping and update. In
 one run it compares the network as the engine trains it ("chosen") with the same network written
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.ceilings import ceilings
-from benchmarks.forms import FORMS, Setting, default_forms
+from benchmarks.forms import FORMS, PUBLISHED_FRAMES, Setting, default_forms
 from benchmarks.records import record, summary, write
 
 
@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for field in dataclasses.fields(Setting)
         if field.name != "device"
     }
+    given["frames"] = options.frames or PUBLISHED_FRAMES[options.network]
     setting = Setting(**given, device=device)
     forms = options.forms or default_forms(device)
     threads = options.threads or torch.get_num_threads()
@@ -142,11 +143,15 @@ def command_line() -> argparse.ArgumentParser:
     """Options are those of `Setting`, and where the JSON goes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     helps = {
-        "size": "height and width of a frame", "batch": "clips", "frames": "frames per clip",
+        "size": "height and width of a frame", "batch": "clips",
         "width": "channels of the first convolution", "dim": "width of a token",
         "num_blocks": "transformer blocks per branch", "warmup": "steps before those that count",
         "steps": "steps that count, of each form",
     }  # fmt: skip
+    parser.add_argument(
+        "--network", choices=PUBLISHED_FRAMES, default=Setting.network, help=f"({Setting.network})"
+    )
+    parser.add_argument("--frames", type=int, default=0, help="frames per clip (as published)")
     for name, text in helps.items():
         default = getattr(Setting, name)
         parser.add_argument(

@@ -1,5 +1,5 @@
-"""The unimodal network written down as it is described, operation by operation: what the benchmark
-of the training step compares the engine's form with. Not used for training.
+"""CVPR'22's unimodal network written down as it is described, operation by operation: what the
+benchmark of the training step compares the engine's form with. Not used for training.
 
 Videos are contiguous (B, C, T, H, W); convolutions and pools are 3-D, with the zeros of "same"
 padding written out; attention forms all scores and masks them. Names of parameters and buffers are
@@ -111,10 +111,10 @@ class MotionAttention(nn.Module):
         return video + (a * video + b * video * (1 + motion))
 
 
-class SpatialNetwork(nn.Module):
-    """Clip -> one token per frame."""
+class SpatialTrunk(nn.Module):
+    """The convolutions of the spatial network."""
 
-    def __init__(self, width: int, dim: int, motion_attention: bool, momentum: float):
+    def __init__(self, width: int, momentum: float):
         super().__init__()
         factor = width / PUBLISHED_WIDTH
         stem = channels = scaled(192, factor)
@@ -125,14 +125,26 @@ class SpatialNetwork(nn.Module):
             widths = paths.scaled(factor)
             self.add_module(f"inception{name}", Inception(channels, widths, PLANE, CUBE, momentum))
             channels = widths.total
-        self.token_norm = nn.LayerNorm(channels)
-        self.token_linear = nn.Linear(channels, dim)
+        self.out_channels = channels
+
+    def stem(self, clip: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B, C, T, H / 8, W / 8)"""
+        video = max_pool(self.conv1(clip), PLANE, HALF)
+        return max_pool(self.conv2c(self.conv2b(video)), PLANE, HALF)
+
+
+class SpatialNetwork(SpatialTrunk):
+    """Clip -> one token per frame."""
+
+    def __init__(self, width: int, dim: int, motion_attention: bool, momentum: float):
+        super().__init__(width, momentum)
+        self.token_norm = nn.LayerNorm(self.out_channels)
+        self.token_linear = nn.Linear(self.out_channels, dim)
         self.motion_attention = MotionAttention() if motion_attention else None
 
     def forward(self, clip: Tensor, motion: Tensor | None) -> Tensor:
         """clip (B, 3, T, H, W), motion (B, 1, T, H, W) -> (B, T, D)"""
-        video = max_pool(self.conv1(clip), PLANE, HALF)
-        video = max_pool(self.conv2c(self.conv2b(video)), PLANE, HALF)
+        video = self.stem(clip)
         for first, second, pool in (("3b", "3c", PLANE), ("4b", "4c", HALF), ("5b", "5c", None)):
             video = self.get_submodule(f"inception{first}")(video)
             if self.motion_attention is not None and motion is not None:
@@ -214,7 +226,7 @@ class Block(nn.Module):
 
 
 class TemporalBranch(nn.Module):
-    """Tokens of f frames -> class token."""
+    """Tokens of f frames -> class token. `kernel`: frames that its inception module spans."""
 
     def __init__(
         self,
@@ -224,6 +236,7 @@ class TemporalBranch(nn.Module):
         knn_ratio: float,
         dropout: float,
         momentum: float,
+        kernel: int = 3,
     ):
         super().__init__()
         count = frames + 1
@@ -231,20 +244,24 @@ class TemporalBranch(nn.Module):
         self.position = nn.Parameter(torch.empty(1, count, dim))
         self.class_token = nn.Parameter(torch.empty(1, 1, dim))
         widths = TEMPORAL_WIDTHS.scaled(dim / PUBLISHED_DIM)
-        self.inception = Inception(dim, widths, LINE, LINE, momentum)
+        line = (kernel, 1, 1)
+        self.inception = Inception(dim, widths, line, line, momentum)
         self.blocks = nn.ModuleList(Block(dim, kept, dropout) for _ in range(num_blocks))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, f, D) -> (B, D)"""
         class_token = self.class_token.repeat(len(tokens), 1, 1)
         tokens = torch.cat((class_token, tokens), 1) + self.position
-        class_token, frames = tokens[:, :1], tokens[:, 1:]
-        video = frames.transpose(1, 2)[:, :, :, None, None].contiguous()  # (B, D, f, 1, 1)
-        video = max_pool(self.inception(video), LINE, POINT)
-        tokens = torch.cat((class_token, video[:, :, :, 0, 0].transpose(1, 2)), 1)
+        tokens = torch.cat((tokens[:, :1], self.mixed(tokens[:, 1:])), 1)
         for block in self.blocks:
             tokens = block(tokens)
         return tokens[:, 0]
+
+    def mixed(self, tokens: Tensor) -> Tensor:
+        """The inception module and a pool over three frames: (B, f, D) -> (B, f, D)"""
+        video = tokens.transpose(1, 2)[:, :, :, None, None].contiguous()  # (B, D, f, 1, 1)
+        video = max_pool(self.inception(video), LINE, POINT)
+        return video[:, :, :, 0, 0].transpose(1, 2)
 
 
 class Head(nn.Module):

@@ -124,14 +124,25 @@ def check_batch(config: Config, ranks: Ranks) -> None:
     taken = shares(config, ranks)
     if problem := taken.problem():
         raise ValueError(problem)
-    if config.model.name == "decoupled_fusion" and 1 in taken.sizes(taken.smallest):
+    norms = _norms_over_clips(config)
+    if norms and 1 in taken.sizes(taken.smallest):
         key = "micro_batch" if taken.smallest > 1 else "global_batch"
         least = 4 if taken.smallest > 1 else 2 * ranks.world_size
         raise ValueError(
             f"train.{key} = {getattr(config.train, key)} leaves a single clip at a time to some of "
-            f"{ranks.world_size} ranks, in which the fusion network's batch norms see one value "
-            f"per channel; take {least} or more"
+            f"{ranks.world_size} ranks, in which {norms} see one value per channel; take {least} "
+            "or more"
         )
+
+
+def _norms_over_clips(config: Config) -> str:
+    """Which of the network's batch norms see one value per channel and clip in training, if any.
+    None of UMDR's fusion: its halves, where they are, are frozen."""
+    if config.model.name == "decoupled_fusion":
+        return "the fusion network's batch norms"
+    if config.model.name in ("decoupled", "umdr") and 1 in config.data.branch_frames:
+        return "the batch norms of a branch of one frame"
+    return ""
 
 
 def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:

@@ -12,16 +12,16 @@ from engine.config import Config, model_options
 from models.registry import build_model
 
 HEADS = "heads."
-"""Before the names of a unimodal network's heads; inside the fusion network it has none."""
+"""Before the names of a unimodal network's heads; inside CVPR'22's fusion network it has none."""
 
 
 def initialise(network: nn.Module, config: Config) -> list[str]:
     """Fill `network` from the checkpoints that `train.init_from`, `init_rgb` and `init_depth` name.
 
     Strictly: only a classifier of another size stays as it is, with `train.init_any_frames` also
-    what depends on the number of frames, and of a unimodal checkpoint that fills one half of the
-    fusion network the heads are left out. Returns one line per file, with the names of what was
-    left out. Raises ValueError naming the file and the first difference.
+    what depends on the number of frames, and of a unimodal checkpoint that fills one half of
+    CVPR'22's fusion network the heads are left out. Returns one line per file, with the names of
+    what was left out. Raises ValueError naming the file and the first difference.
     """
     lines = []
     for modality in ("rgb", "depth"):

@@ -35,7 +35,8 @@ class TrainConfig:
     positions, temporal kernels) is then left out too, as in the released UMDR."""
 
     init_rgb: str = ""
-    """As `init_from`, of an RGB network without its heads, for that half of the fusion network."""
+    """As `init_from`, of an RGB network for that half of the fusion network; CVPR'22's leaves its
+    heads out."""
 
     init_depth: str = ""
     """As `init_rgb`, for the depth half."""

@@ -42,6 +42,15 @@ def tiny_config(dataset: Path, folder: Path) -> dict:
     }  # fmt: skip
 
 
+def as_network(config: dict, network: str, both: bool = False) -> None:
+    """Make a `tiny_config` one of `umdr` instead of `decoupled`, or of the fusion of `both`."""
+    config["model"]["name"] = f"{network}_fusion" if both else network
+    if network == "umdr":
+        del config["data"]["branch_frames"]
+        config["data"]["motion_window"] = 0
+        config["model"]["num_blocks"] = 3
+
+
 def launch(
     config: Path, *overrides: str, ranks: int = 0, script: str = "engine/train.py",
     env: dict | None = None, fork: bool = True, torchrun: bool = False, restarts: int = 0,

@@ -1,11 +1,14 @@
 """engine/clips.py: the clips of a run opened, counted and read, for both modalities at once."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from lists import write_list
 
-from engine.clips import open_clips
-from engine.config import Config, TrainConfig
+from engine.clips import check_batch, open_clips
+from engine.config import Config, ModelConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.loop import Precision
 
@@ -23,3 +26,26 @@ def test_an_rgbd_run_boxes_its_depth_says_so_and_reads_both(tmp_path: Path) -> N
     (batch,) = clips.train_batches(0, 1)
     assert [tensor.shape for tensor in batch.clip] == [(3, 3, 4, 32, 32)] * 2
     assert [tensor.shape for tensor in batch.motion] == [(3, 1, 4, 32, 32)] * 2
+
+
+@pytest.mark.parametrize(
+    ("network", "branches", "problem"),
+    [
+        ("decoupled", (2, 4), ""),
+        ("decoupled", (1, 2), "the batch norms of a branch of one frame"),
+        ("decoupled_fusion", (2, 4), "the fusion network's batch norms"),
+        ("umdr", (2, 4), ""),
+        ("umdr", (1, 2), "the batch norms of a branch of one frame"),
+        ("umdr_fusion", (1, 2), ""),  # frozen
+        ("r3d_18", (), ""),
+    ],
+)
+def test_a_single_clip_is_refused_where_batch_norms_see_one_value(
+    tmp_path, network, branches, problem
+) -> None:
+    data = replace(write_list(tmp_path, 3), branch_frames=branches)
+    for batch, refused in ((1, bool(problem)), (2, False)):
+        config = Config(data, TrainConfig("", global_batch=batch), ModelConfig(network))
+        text = f"single clip at a time to some of 1 ranks, in which {problem} see one value per"
+        with pytest.raises(ValueError, match=text) if refused else nullcontext():
+            check_batch(config, Ranks(0, 0, 1))

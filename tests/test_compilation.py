@@ -37,7 +37,9 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def network(name: str, precision: Precision) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(name, **OPTIONS).to(precision.weights)
+    more: dict[str, int] = {"num_blocks": 3} if name.startswith("umdr") else {}
+    more |= {"spatial_depth": 1, "temporal_depth": 1} if name == "umdr_fusion" else {}
+    return build_model(name, **OPTIONS | more).to(precision.weights)
 
 
 def batch_for(name: str, num_clips: int = 2) -> Batch:
@@ -48,7 +50,7 @@ def batch_for(name: str, num_clips: int = 2) -> Batch:
         clip = ((levels - 127.5) / 128).permute(0, 4, 1, 2, 3)
         streams.append((clip, torch.rand(num_clips, 1, 4, SIZE, SIZE, generator=generator)))
     clips, maps = zip(*streams, strict=True)
-    paired = name == "decoupled_fusion"
+    paired = name.endswith("_fusion")
     indices = (torch.arange(3).repeat(num_clips, 1),)
     label = torch.arange(num_clips) % 3
     return Batch(clips if paired else clips[0], maps if paired else maps[0], label, indices, label)
@@ -60,7 +62,7 @@ def step_of(model: nn.Module, precision: Precision) -> TrainStep:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["decoupled", "decoupled_fusion"])
+@pytest.mark.parametrize("name", ["decoupled", "decoupled_fusion", "umdr", "umdr_fusion"])
 def test_a_compiled_network_trains_as_the_plain_one(traced_only, name):
     precision, batch = Precision.choose("fp64", CPU), batch_for(name)
     plain, compiled = network(name, precision), network(name, precision)

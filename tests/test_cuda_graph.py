@@ -66,7 +66,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
     return acted
 
 
-@pytest.mark.parametrize("name", ["decoupled", "decoupled_fusion"])
+@pytest.mark.parametrize("name", ["decoupled", "decoupled_fusion", "umdr", "umdr_fusion"])
 def test_a_captured_network_trains_as_the_plain_one(captures, name):
     batch = batch_for(name, 3)
     plain, graphed = network(name, DOUBLE), network(name, DOUBLE)

@@ -1,11 +1,16 @@
 """Packages that fit and packages that do not, and the command that mends it."""
 
+import inspect
+
 import pytest
+import torch
 from doctors import machine, named
+from torch.overrides import TorchFunctionMode
 
 from engine.doctor_children import Outcome
 from engine.doctor_rows import ABSENT, FAIL, OK, WARN, Row
 from engine.doctor_software import (
+    TWO_D,
     apex_row,
     compiler_row,
     cudnn_row,
@@ -15,6 +20,7 @@ from engine.doctor_software import (
     tf32_row,
     torch_rows,
 )
+from models.registry import MODELS, build_model
 
 CRASH = Outcome({"doing": "importing torch"}, "ended by SIGSEGV while importing torch")
 
@@ -120,6 +126,33 @@ def test_cudnn_for_a_network_of_3d_convolutions_and_an_older_driver():
     row = cudnn_row(facts)
     assert "r3d_18 calls it" in row.why
     assert row.mend == "pip install 'torch==2.7.*' 'torchvision==0.22.*'"
+
+
+class Called(TorchFunctionMode):
+    """Remembers the names of torch's functions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        self.names.add(getattr(function, "__name__", ""))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_networks_that_call_no_conv3d(name):
+    if "size" in (accepted := inspect.signature(MODELS[name]).parameters):
+        options = {"num_frames": 16, "size": accepted["size"].default}
+    else:
+        options = {"num_frames": 8, "branch_frames": (3,), "width": 4, "dim": 64, "num_blocks": 3}
+    with torch.device("meta"):
+        network = build_model(name, num_classes=3, **options)
+        clip = torch.empty(2, 3, options["num_frames"], *[options.get("size", 32)] * 2)
+    called = Called()
+    with called:
+        network((clip, clip) if name.endswith("_fusion") else clip)
+    assert called.names & {"conv2d", "conv3d"} == {"conv2d" if name in TWO_D else "conv3d"}
 
 
 def test_cudnn_elsewhere():

@@ -1,9 +1,13 @@
 """engine/flops.py and engine/speed.py: arithmetic per clip, and the figures of a log line."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from test_compilation import batch_for
 from test_loop import tiny_batch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import flops, speed
 from engine.config import Config, ModelConfig, TrainConfig
@@ -13,6 +17,7 @@ from engine.loop import Precision
 from engine.losses import LossConfig
 from engine.speed import Speed, bar_text
 from models.output import ModelOutput
+from models.registry import build_model
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
 
@@ -40,14 +45,15 @@ def test_a_product_counts_two_per_multiply_add_forward_and_once_more_for_its_wei
 def config(name: str, frames: tuple[int, ...], num_frames: int, **options: object) -> Config:
     data = DataConfig(
         root="", train_list="", eval_list="", layout="ntu", num_classes=3, num_frames=num_frames,
-        branch_frames=frames, modality="rgbd" if name == "decoupled_fusion" else "rgb",
+        branch_frames=frames, modality="rgbd" if name.endswith("_fusion") else "rgb",
     )  # fmt: skip
     model = ModelConfig(name, {"width": 8, "dim": 64, "num_blocks": 1, **options})
     return Config(data, TrainConfig("run"), model)
 
 
-def test_a_clip_costs_the_same_in_any_batch():
-    tiny = config("decoupled", (2, 4, 6), 8)
+@pytest.mark.parametrize("name", ["decoupled", "umdr"])
+def test_a_clip_costs_the_same_in_any_batch(name):
+    tiny = config(name, (2, 4, 6), 8, num_blocks=3)
     counts = [clip_flop(tiny, tiny_batch(CPU, clips)) for clips in (1, 2, 4)]
     assert counts[0] > 1e7 and counts == [counts[0]] * 3
 
@@ -57,6 +63,26 @@ def test_two_modalities_cost_more_than_twice_one():
     both = clip_flop(config("decoupled_fusion", (3,), 4), batch_for("decoupled_fusion"))
     one = clip_flop(config("decoupled", (3,), 4), batch_for("decoupled"))
     assert both > 2 * one
+
+
+def test_frozen_halves_cost_their_forward_pass_alone():
+    options = {"num_blocks": 3, "spatial_depth": 1, "temporal_depth": 1}
+    with META:
+        network = build_model("umdr_fusion", num_classes=3, num_frames=4, branch_frames=(3,),
+                              width=8, dim=64, **options)  # fmt: skip
+        clip, tokens, token = (torch.empty(shape) for shape in ((1, 3, 4, 64, 64), (1, 4, 64), 64))
+        forward, complement = (
+            flop_of(lambda: network((clip, clip))),
+            flop_of(lambda: network.complement((tokens, tokens), (token[None], token[None]))),
+        )
+    step = clip_flop(config("umdr_fusion", (3,), 4, **options), batch_for("umdr_fusion"))
+    assert forward + complement < step <= forward + 2 * complement
+
+
+def flop_of(action: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
 
 
 def test_the_rate_of_matrix_products_is_measured_once(monkeypatch):

@@ -290,7 +290,7 @@ def test_python_work_is_measured_for_every_kind_of_clip_without_files():
         assert all(spread["n"] == 3 and spread["median"] > 0 for spread in work.values())
 
 
-def test_the_gpu_script_stays_under_ten_minutes_and_names_real_cases():
+def test_the_gpu_script_stays_under_nine_minutes_and_names_real_cases():
     script = ROOT / "benchmarks" / "run_gpu.sh"
     printed = subprocess.run(
         ["bash", script], env={**os.environ, "DRY_RUN": "1", "OUT": "out"}, capture_output=True,
@@ -298,7 +298,7 @@ def test_the_gpu_script_stays_under_ten_minutes_and_names_real_cases():
     ).stdout  # fmt: skip
     limits = [int(line.split("at most ")[1].split()[0]) for line in printed.splitlines()
               if line.startswith("== ")]  # fmt: skip
-    assert len(limits) >= 5 and sum(limits) <= 480
+    assert len(limits) >= 5 and sum(limits) <= 540
     assert "REQUIRE_CUDA=1" in printed and "-m gpu" in printed
     patterns = printed.split("--only ")[1].split(" --")[0].split()
     cases, missing = loader.choose(("cpu", "cuda"), patterns, with_peers=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import as_network
 
 from engine import checkpoint
 from engine.clips import open_clips
@@ -29,21 +30,20 @@ NAMES = ["right", "left", "up", "down", "push", "pull", "turn", "back"]
 def saved(tiny_config: dict, tmp_path: Path):
     """Writes the config and a checkpoint of a network with random weights; returns both."""
 
-    def save(**data: object):
+    def save(network: str = "decoupled", **data: object):
+        as_network(tiny_config, network, data.get("modality") == "rgbd")
         tiny_config["data"] |= data
-        if data.get("modality") == "rgbd":
-            tiny_config["model"]["name"] = "decoupled_fusion"
         file = tmp_path / "tiny.yaml"
         file.write_text(yaml.safe_dump(tiny_config))
         config = load(file)
         torch.manual_seed(5)
-        network = build_model(config.model.name, **model_options(config))
-        for module in network.modules():  # as if trained: statistics that are not the initial ones
+        model = build_model(config.model.name, **model_options(config))
+        for module in model.modules():  # as if trained: statistics that are not the initial ones
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
         state = {"config": as_dict(config), "progress": {"epoch": FINISHED_EPOCHS},
-                 "model": network.state_dict(), "classes": NAMES}  # fmt: skip
+                 "model": model.state_dict(), "classes": NAMES}  # fmt: skip
         checkpoint.save(tmp_path / "last.pt", state)
         return config, tmp_path / "last.pt"
 
@@ -75,14 +75,17 @@ def _given(index, clip: int, modalities: tuple[str, ...]) -> str:
 
 
 @pytest.mark.parametrize(
-    "data",
-    [{"modality": "rgb"}, {"modality": "depth", "depth_encoding": "metric"},
-     {"modality": "depth", "depth_encoding": "wrapped_jet"},
-     {"modality": "rgbd", "depth_encoding": "metric"}],
-    ids=["rgb", "metric", "wrapped_jet", "rgbd"],
+    ("network", "data"),
+    [("decoupled", {"modality": "rgb"}),
+     ("decoupled", {"modality": "depth", "depth_encoding": "metric"}),
+     ("decoupled", {"modality": "depth", "depth_encoding": "wrapped_jet"}),
+     ("decoupled", {"modality": "rgbd", "depth_encoding": "metric"}),
+     ("umdr", {"modality": "rgb"}),
+     ("umdr", {"modality": "rgbd", "depth_encoding": "metric"})],
+    ids=["rgb", "metric", "wrapped_jet", "rgbd", "umdr", "umdr_rgbd"],
 )  # fmt: skip
-def test_the_logits_are_those_of_evaluation(saved, data) -> None:
-    config, path = saved(**data)
+def test_the_logits_are_those_of_evaluation(saved, network, data) -> None:
+    config, path = saved(network, **data)
     folders, expected = evaluated(config, path)
     results = list(recognise(open_trained(path), folders, "cpu"))
     assert [result.clip for result in results] == folders
@@ -90,11 +93,12 @@ def test_the_logits_are_those_of_evaluation(saved, data) -> None:
     assert len(expected.unique(dim=0)) == 7, "equality to the last bit tells the clips apart"
 
 
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
 @pytest.mark.parametrize(
     ("modality", "explained"), [("rgb", ["rgb"]), ("depth", ["depth"]), ("rgbd", ["rgb", "depth"])]
 )
-def test_an_explanation_changes_no_logit(saved, modality, explained) -> None:
-    config, path = saved(modality=modality, depth_encoding="metric")
+def test_an_explanation_changes_no_logit(saved, network, modality, explained) -> None:
+    config, path = saved(network, modality=modality, depth_encoding="metric")
     folders, expected = evaluated(config, path)
     results = list(recognise(open_trained(path), folders[:3], "cpu", explain=True))
     assert torch.equal(torch.stack([result.logits for result in results]), expected[:3])
@@ -182,6 +186,16 @@ def test_a_damaged_frame_is_named(saved, tmp_path, capsys) -> None:
     (tmp_path / "clip" / "0.jpg").write_bytes(b"\xff\xd8 no image")
     assert main(["--checkpoint", str(path), "--device", "cpu", str(tmp_path / "clip")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'clip' / '0.jpg'}: damaged")
+
+
+@pytest.mark.parametrize("modality", ["rgb", "rgbd"])
+def test_explanations_of_umdr_are_drawn(saved, tmp_path, capsys, modality) -> None:
+    config, path = saved("umdr", modality=modality, depth_encoding="metric")
+    out = tmp_path / "seen.png"
+    clip = evaluated(config, path)[0][0]
+    assert main(["--checkpoint", str(path), "--device", "cpu", clip, "--explain", str(out)]) == 0
+    assert f"drawn: {out}\n" in capsys.readouterr().out
+    assert out.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_several_clips_get_numbered_pictures(tmp_path) -> None:

@@ -22,8 +22,9 @@ CPU = torch.device("cpu")
 def network(name: str = "decoupled") -> nn.Module:
     torch.manual_seed(0)
     model = build_model(
-        name, num_classes=3, num_frames=4, branch_frames=(3,), width=8, dim=64, num_blocks=1
-    )
+        name, num_classes=3, num_frames=4, branch_frames=(3,), width=8, dim=64,
+        num_blocks=3 if name.startswith("umdr") else 1,
+    )  # fmt: skip
     return place(model, Ranks(0, 0, 1))
 
 
@@ -33,8 +34,9 @@ def check(model: nn.Module, precision: str, name: str = "decoupled") -> None:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("decoupled", "bf16"), ("decoupled", "fp16"), ("decoupled_fusion", "bf16")],
-)
+    [("decoupled", "bf16"), ("decoupled", "fp16"), ("decoupled_fusion", "bf16"),
+     ("umdr", "bf16"), ("umdr", "fp16"), ("umdr_fusion", "bf16"), ("umdr_fusion", "fp16")],
+)  # fmt: skip
 def test_right_arithmetic_passes_and_the_network_is_as_it_was(name, precision):
     model = network(name).eval()
     before = copy.deepcopy(model.state_dict())
@@ -92,6 +94,20 @@ def test_a_wrong_convolution_is_found_and_named(fault, finding):
     assert text.startswith("train.precision: bfloat16 disagrees with fp32 on this machine (torch ")
     assert finding in text and "Set train.precision=fp32" in text
     check(model, "fp32")  # nothing to compare
+
+
+def test_frozen_halves_are_checked_as_they_are_trained_beside():
+    """In evaluation mode, and no gradients reach them."""
+    model = network("umdr_fusion").train()
+    seen: list[bool] = []
+    norm = model.depth.spatial.inception4b.point.norm
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
+    check(model, "bf16", "umdr_fusion")
+    assert set(seen) == {False} and len(seen) == 2
+    conv = model.rgb.spatial.inception3b.conv_a.conv
+    conv.forward = wrong_in_16_bit.__get__(conv)
+    with pytest.raises(ValueError, match=r"output of rgb\.spatial\.inception3b\.conv_a\.conv is"):
+        check(model, "bf16", "umdr_fusion")
 
 
 def test_a_batch_is_cut_to_some_of_its_clips_in_every_part():

@@ -12,10 +12,9 @@ from benchmarks import compare, forms, step
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.ceilings import step_flop
 from benchmarks.records import summary
-from benchmarks.straightforward import StraightforwardNetwork
 from engine.distributed import Ranks, place
 from engine.loop import Precision, TrainStep
-from engine.losses import LossConfig
+from engine.losses import LossConfig, training_loss
 from engine.optim import OptimConfig, build_optimizer
 from models import build_model
 
@@ -23,24 +22,40 @@ SMALL = {
     "num_classes": 5, "num_frames": 8, "branch_frames": (2, 4, 6), "num_blocks": 2, "width": 8,
     "dim": 64, "dropout": 0.0,
 }  # fmt: skip
+SMALL_UMDR = SMALL | {"num_blocks": 4, "branch_frames": (4, 9, 16)}
+"""Kernels of 2, 3 and 4 frames; the longer branches see frames twice."""
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("options", [{}, {"knn_ratio": 0}, {"recoupling": False}])
-def test_the_straightforward_network_computes_what_the_engines_does(training, options):
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("decoupled", SMALL),
+        ("decoupled", SMALL | {"knn_ratio": 0}),
+        ("decoupled", SMALL | {"recoupling": False}),
+        ("umdr", SMALL_UMDR),
+    ],
+)
+def test_the_straightforward_network_computes_what_the_engines_does(network, options, training):
     torch.manual_seed(0)
-    ours = build_model("decoupled", **{**SMALL, **options}).double()
+    ours = build_model(network, **options).double()
     for parameter in ours.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    plain = StraightforwardNetwork(**{**SMALL, **options}).double()
+    plain = forms.STRAIGHTFORWARD[network](**options).double()
     plain.load_state_dict(ours.state_dict())
     clip, motion = torch.randn(2, 3, 8, 32, 32).double(), torch.rand(2, 1, 8, 32, 32).double()
-    indices = [torch.stack([torch.randperm(8)[:f].sort().values for _ in "ab"]) for f in (2, 4, 6)]
+    indices = [
+        torch.stack([torch.cat([torch.randperm(8) for _ in "ab"])[:f].sort().values for _ in "ab"])
+        for f in options["branch_frames"]
+    ]
+    config = LossConfig(teacher_gradient=True)
     outputs = [model.train(training)(clip, motion, indices, 0.5) for model in (ours, plain)]
-    torch.testing.assert_close(outputs[1].logits, outputs[0].logits, rtol=1e-10, atol=1e-10)
-    for output in outputs:
-        parts = [output.logits, *output.branch_logits, *(pair.student for pair in output.recoupled)]
-        sum(part.square().sum() for part in parts).backward()
+    losses = [training_loss(output, torch.tensor([1, 3]), config, 9)[0] for output in outputs]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-10, atol=0)
+    parts = [[out.logits, *out.branch_logits, *sum(out.recoupled, ())] for out in outputs]
+    torch.testing.assert_close(parts[1], parts[0], rtol=1e-10, atol=1e-10)
+    for loss, found in zip(losses, parts, strict=True):
+        (loss + sum(part.square().sum() for part in found)).backward()
     gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
     for name, parameter in ours.named_parameters():
         scale = parameter.grad.abs().max().item()
@@ -51,16 +66,17 @@ def test_the_straightforward_network_computes_what_the_engines_does(training, op
 
 
 @pytest.mark.slow
-def test_the_step_benchmark_measures_both_forms_on_the_same_batch(tmp_path, capsys):
+@pytest.mark.parametrize(("network", "blocks"), [("decoupled", 1), ("umdr", 3)])
+def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
+    tmp_path, capsys, network, blocks
+):
     out = tmp_path / "step.json"
-    options = (
-        "--size 32 --frames 8 --width 8 --dim 64 --num-blocks 1 --batch 2 --warmup 1 --steps 3"
-    )
-    assert (
-        step.main([*options.split(), "--device", "cpu", "--threads", "1", "--json", str(out)]) == 0
-    )
+    options = f"--network {network} --num-blocks {blocks} --size 32 --frames 8 --width 8 --dim 64"
+    options += " --batch 2 --warmup 1 --steps 3 --device cpu --threads 1"
+    assert step.main([*options.split(), "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"command", "commit", "machine", "versions", "setting"} <= result.keys()
+    assert (result["setting"]["network"], result["setting"]["frames"]) == (network, 8)
     entries = result["entries"]
     assert list(entries) == ["straightforward", "chosen"]
     for entry in entries.values():
@@ -75,13 +91,27 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(tmp_path, caps
     assert all(rate > 0 for rate in result["ceilings"].values())
 
 
-def small_setting() -> forms.Setting:
-    return forms.Setting(size=64, batch=2, frames=8, width=8, dim=64, num_blocks=1)
+@pytest.mark.parametrize(("network", "frames"), [("decoupled", 64), ("umdr", 32)])
+def test_clips_are_as_long_as_the_network_was_published_with(monkeypatch, network, frames):
+    seen: list[forms.Setting] = []
+    monkeypatch.setattr(step, "ceilings", lambda setting: seen.append(setting) or {})
+    monkeypatch.setattr(step, "measure", lambda *_: (_ for _ in ()).throw(ValueError("enough")))
+    assert step.main(["--network", network, "--device", "cpu"]) == 1
+    assert (seen[0].network, seen[0].frames) == (network, frames)
+    assert forms.Setting(network=network, frames=32).branch_frames == (
+        (8, 16, 24) if network == "decoupled" else (16, 32, 48)
+    )
 
 
+def small_setting(network: str = "decoupled") -> forms.Setting:
+    blocks = {"decoupled": 1, "umdr": 3}[network]
+    return forms.Setting(network, size=64, batch=2, frames=8, width=8, dim=64, num_blocks=blocks)
+
+
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
 @pytest.mark.parametrize("name", ALTERNATIVES)
-def test_what_was_tried_for_speed_computes_the_same(name):
-    setting, precision = small_setting(), Precision.choose("fp64", torch.device("cpu"))
+def test_what_was_tried_for_speed_computes_the_same(name, network):
+    setting, precision = small_setting(network), Precision.choose("fp64", torch.device("cpu"))
     batch, losses = forms.make_batch(setting, channels_last=True), []
     for change in (None, ALTERNATIVES[name]):
         model = place(forms.engine_network(setting), Ranks(0, 0, 1), torch.float64)
@@ -98,6 +128,12 @@ def test_what_was_tried_for_speed_computes_the_same(name):
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("name", [name for name in ALTERNATIVES if name != "torch_batch_norm"])
+def test_a_network_without_what_a_form_changes_is_not_measured_as_if_it_had_it(name):
+    with pytest.raises(ValueError, match="this form is for a network with a "):
+        ALTERNATIVES[name](torch.nn.Linear(1, 1))
+
+
 @pytest.fixture
 def collecting() -> Iterator[None]:
     """Python collects garbage by itself again."""
@@ -107,12 +143,13 @@ def collecting() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
 @pytest.mark.parametrize("name", ["torch_sgd", "averaged", "accumulated", "collected_apart"])
-def test_a_form_of_an_option_takes_the_chosen_forms_step(collecting, name):
+def test_a_form_of_an_option_takes_the_chosen_forms_step(collecting, name, network):
     """The loss of the first is as dropout is drawn; later ones are of other weights."""
     losses = []
     for form in ("chosen", name):
-        step = forms.FORMS[form](small_setting())
+        step = forms.FORMS[form](small_setting(network))
         torch.manual_seed(3)
         losses.append([step().item() for _ in range(2)])
     assert losses[1][1] < losses[1][0]
@@ -131,10 +168,14 @@ def test_a_form_that_a_machine_cannot_run_says_why(name, reason):
         forms.FORMS[name](small_setting())
 
 
-def test_the_arithmetic_of_a_step_is_the_published_count():
-    """Three times 73.2 GMAC forward; the first convolution (7.6) sends nothing back to pixels."""
-    setting = forms.Setting(size=224)
-    assert step_flop(setting) / 1e12 == pytest.approx(2e-3 * (3 * 73.2 - 7.6), rel=0.003)
+@pytest.mark.parametrize(
+    ("network", "frames", "forward", "first"),
+    [("decoupled", 64, 73.2, 7.6), ("umdr", 32, 39.8, 3.8), ("umdr", 64, 78.6, 7.6)],
+)
+def test_the_arithmetic_of_a_step_is_the_published_count(network, frames, forward, first):
+    """Three times the GMAC forward; the first convolution sends nothing back to pixels."""
+    setting = forms.Setting(network, size=224, frames=frames)
+    assert step_flop(setting) / 1e12 == pytest.approx(2e-3 * (3 * forward - first), rel=0.003)
 
 
 def test_the_spread_is_the_quartiles():

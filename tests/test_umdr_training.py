@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import as_network
+from test_compilation import batch_for, network, step_of
 
 from engine import checkpoint
+from engine.distributed import Ranks, place
+from engine.loop import Precision
 
 UNIMODAL = ["merged", "sum", "4 frames", "8 frames", "12 frames"]
 FUSION = ["sum", "mean", "rgb + depth", "rgb", "depth", "completed rgb", "completed depth"]
@@ -15,9 +19,7 @@ FUSION = ["sum", "mean", "rgb + depth", "rgb", "depth", "completed rgb", "comple
 
 @pytest.fixture
 def tiny_config(tiny_config: dict) -> dict:
-    del tiny_config["data"]["branch_frames"]
-    tiny_config["data"]["motion_window"] = 0
-    tiny_config["model"] = {"name": "umdr", "width": 8, "dim": 64, "num_blocks": 3}
+    as_network(tiny_config, "umdr")
     return tiny_config
 
 
@@ -82,3 +84,15 @@ def test_the_fusion_starts_from_both_networks_heads_included_and_trains_the_rest
     for modality, path in files.items():
         for key, tensor in checkpoint.load(path)["model"].items():
             assert torch.equal(fused[f"{modality}.{key}"], tensor), key
+
+
+@pytest.mark.parametrize("name", ["umdr", "umdr_fusion"])
+def test_a_batch_of_one_clip_trains(name):
+    precision = Precision.choose("fp64", torch.device("cpu"))
+    model = place(network(name, precision), Ranks(0, 0, 1), precision.weights)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    step, batch = step_of(model, precision), batch_for(name, 1)
+    losses = [step(batch, 0, 0.5)["loss"].item() for _ in range(6)]
+    assert losses[-1] < 0.9 * losses[0]
+    for key, value in model.named_parameters():
+        assert value.requires_grad != torch.equal(value, before[key]), key

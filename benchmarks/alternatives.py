@@ -15,6 +15,7 @@ from torch.func import functional_call
 from engine.batch_norm import GlobalBatchNorm
 from models.blocks import ConvUnit, FlatConv, Inception, same_padding
 from models.spatial import SpatialInception, SpatialTrunk
+from models.staged import StageRecoupling
 from models.temporal import NUM_HEADS, KnnAttention
 
 
@@ -99,6 +100,19 @@ def attention_call(network: nn.Module) -> None:
     _replace_forward(network, KnnAttention, forward)
 
 
+def pixels_mixed(network: nn.Module) -> None:
+    """UMDR's recoupling with the pixels on the left of the product, as they lie in memory: no copy
+    of what comes out, and one of the shares' gradient."""
+
+    def mixed(module: StageRecoupling, frames: Tensor) -> Tensor:
+        shares = module.shares(frames).flatten(0, 1)
+        pixels = frames.flatten(2).transpose(1, 2)
+        return (pixels @ shares.mT).transpose(1, 2).unflatten(2, frames.shape[2:])
+
+    for module in _of_type(network, StageRecoupling):
+        module.mixed = mixed.__get__(module)
+
+
 def torch_batch_norm(network: nn.Module) -> None:
     """On the CPU: torch's channels-last kernel, whose sums are off by up to 4e-4."""
     for parent in list(network.modules()):
@@ -140,6 +154,7 @@ def _of_type(network: nn.Module, kind: type) -> list[Any]:
 ALTERNATIVES: dict[str, Callable[[nn.Module], None]] = {
     change.__name__: change
     for change in (
-        conv3d, split_pool, joined_points, attention_call, torch_batch_norm, contiguous
+        conv3d, split_pool, joined_points, attention_call, pixels_mixed, torch_batch_norm,
+        contiguous,
     )
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 In one run, per network and source of clips: the loader alone, the training step alone on one of
 its batches, both together as the engine trains, and the stall: the share of its time that training
-takes beyond the step. For the CVPR'22 network and torchvision's video networks, on rendered clips.
+takes beyond the step. For CVPR'22's and UMDR's networks and torchvision's, on rendered clips.
 Each case has a process of its own; those of a network take turns, so that a busy machine slows all
 alike.
 """

@@ -1,4 +1,5 @@
 # make demo [MODALITY=rgb|depth|rgbd]   environment, sample data, training, evaluation, pictures
+# make demo NETWORK=umdr                the same with UMDR's network (RGB)
 # make test                             environment, tests
 # make lint                             ruff and mypy
 # Nothing but Python 3.10 to 3.12 and its package index is needed; `PYTHON=... make demo` picks one.
@@ -13,9 +14,10 @@ READY := $(VENV)/installed
 .DELETE_ON_ERROR:
 
 ENTRY := $(BIN)/torchrun --standalone --nproc_per_node=1 engine
-RUN := runs/demo_$(MODALITY)
+NAME := demo_$(if $(NETWORK),$(NETWORK)_)
+RUN := runs/$(NAME)$(MODALITY)
 # The full-size network where there is a GPU.
-CONFIG = configs/demo_$(1)$$($(BIN)/python -c \
+CONFIG = configs/$(NAME)$(1)$$($(BIN)/python -c \
   'import torch; print("_gpu" if torch.cuda.is_available() else "")').yaml
 
 demo: $(READY) demo-data-$(MODALITY)

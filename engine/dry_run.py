@@ -17,6 +17,7 @@ from engine.loop import Precision, predict
 from engine.losses import LossConfig, training_loss
 from engine.optim import scheduled_lr, temperature_at
 from engine.run import RunDirectory
+from engine.teacher import Teacher
 from models.registry import build_model
 from pipelines.batch import Batch, one_or_each
 from pipelines.config import DataConfig
@@ -51,8 +52,14 @@ def dry_run(config: Config, ranks: Ranks) -> None:
 
 
 def starting_weights(config: Config) -> list[str]:
-    """Where a new run's weights come from. Raises ValueError where they do not fit."""
-    return initialise(build_model(config.model.name, **model_options(config)), config)
+    """Where a new run's weights, and its teacher's, come from. Raises ValueError where they do not
+    fit."""
+    network = build_model(config.model.name, **model_options(config))
+    lines = initialise(network, config)
+    if config.train.teacher:
+        single = Precision.choose("fp32", torch.device("cpu"))
+        lines.append(Teacher(network, config, single).load())
+    return lines
 
 
 def schedule(config: Config, clips: Clips) -> str:

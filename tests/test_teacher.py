@@ -1,6 +1,7 @@
 """engine/teacher.py: pseudo labels from the other modality, by a network that drifts slowly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from engine import checkpoint
 from engine.accumulation import Shares
 from engine.config import Config, ModelConfig, TrainConfig
+from engine.dry_run import starting_weights
 from engine.loop import Precision
 from engine.losses import LossConfig, training_loss
 from engine.teacher import Teacher
@@ -119,6 +121,15 @@ def test_a_teacher_that_cannot_be_is_one_line(tmp_path, state, message):
     with pytest.raises(ValueError, match=message) as error:
         teacher.load()
     assert str(error.value).startswith(f"{tmp_path / 'x.pt'}: ")
+
+
+def test_a_dry_run_reads_the_teacher(saved):
+    _, path = saved
+    options = {key: OPTIONS[key] for key in ("num_blocks", "width", "dim")}
+    given = config("depth", path)
+    assert starting_weights(replace(given, model=ModelConfig("umdr", options))) == [
+        f"the teacher starts from {path}"
+    ]
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_published_shapes_are_those_of_the_networks():
     for name, clips in PUBLISHED.items():
         network = SHAPES["published"][name]
         assert (network.frames, network.size) == (clips.num_frames, clips.size)
-    assert SHAPES["published"].keys() == SHAPES["small"].keys() == {"decoupled", *PUBLISHED}
+    assert SHAPES["published"].keys() == SHAPES["small"].keys() == {"decoupled", "umdr", *PUBLISHED}
 
 
 @pytest.mark.slow

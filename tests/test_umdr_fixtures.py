@@ -18,10 +18,12 @@ from fixture_rules import (
 )
 from torch import Tensor, nn
 
+from benchmarks.straightforward_umdr import StraightforwardUmdrNetwork
 from engine.batch_norm import GlobalBatchNorm
 from engine.losses import LossConfig, training_loss
 from models import ModelOutput, build_model, temporal
-from models.upstream import load_published, to_published
+from models.temporal import segment_middles
+from models.upstream import load_published, published_names, to_published
 
 FLOATS = [torch.float32, torch.float64]
 SIZE, BATCH = 96, 2
@@ -120,9 +122,14 @@ def test_losses_with_soft_labels_are_the_recorded_ones() -> None:
     assert rcm.item() == pytest.approx(expected["rcm"], rel=5e-4)
 
 
-SENSITIVE = {"SMS_layers.1.q.weight": 1e-2, "SMS_layers.1.TM_project.0.weight": 1e-2}
-"""Gradients that float32 misses by more than the fixtures allow (by 5.6e-3). Weights moved by
-float32's rounding move them by more than that allowance in float64 too: the test's last part."""
+SENSITIVE = {
+    "stem.3.bn.weight": 3e-3,
+    "SMS_layers.1.q.weight": 1e-2,
+    "SMS_layers.1.TM_project.0.weight": 1e-2,
+}
+"""Gradients that float32 misses by more than the fixtures allow: by up to 1.2e-3, 7.4e-3 and 5.6e-3
+with one and with two threads, which round differently. So does the network as it is written down,
+by 1.3e-3, 5.0e-3 and 3.9e-3: the test below."""
 
 
 @pytest.mark.slow
@@ -138,20 +145,38 @@ def test_a_training_step_has_the_recorded_losses_and_gradients(monkeypatch) -> N
     check_training_step(exact, torch.float32, loss=1e-3, rough=1e-3, noisy=noisy)
     assert choices.differing < 100
 
-    choices.replay()
-    model = network(60, 32, torch.float64).train()
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            moved = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.mul_(1 + 2.0**-24 * moved)
-    classification, rcm = losses(model, exact, torch.float64)
-    (classification + exact["distill_lamdb"] * rcm).backward()
-    gradient = published_gradients(model)
-    for name in SENSITIVE:
-        norm, recorded = exact["grad_norm"][name], noisy["grad_norm"][name]
-        allowed = max(1e-3, 3 * abs(recorded / norm - 1))
-        assert abs(gradient[name].norm().item() / norm - 1) > allowed, name
+
+@pytest.mark.slow
+def test_plain_operations_miss_the_same_gradients_in_float32() -> None:
+    """The bounds that `SENSITIVE` leaves are too narrow for any order of float32's sums."""
+    exact, noisy = record("umdr_grad_train_fp64"), record("umdr_grad_train_fp32")
+    whole = network(60, 32, torch.float32)
+    names = published_names(whole)
+    middles = [torch.tensor(segment_middles(32, f)).expand(BATCH, -1) for f in (16, 32, 48)]
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = StraightforwardUmdrNetwork(60, dropout=0.0)
+            self.network.load_state_dict(whole.state_dict())
+
+        def forward(self, clip: Tensor, temperature: float) -> ModelOutput:
+            return self.network(clip.contiguous(), None, middles, temperature)
+
+    off: dict[torch.dtype, dict[str, float]] = {}
+    for dtype in FLOATS:
+        model = Plain().to(dtype).train()
+        classification, rcm = losses(model, exact, dtype)
+        (classification + exact["distill_lamdb"] * rcm).backward()
+        found = {names[key]: p.grad for key, p in model.network.named_parameters()}
+        norms = exact["grad_norm"].items()
+        off[dtype] = {name: abs(found[name].norm().item() / norm - 1) for name, norm in norms}
+    assert max(off[torch.float64].values()) < 1e-6
+    beyond = {
+        name for name, norm in exact["grad_norm"].items()
+        if off[torch.float32][name] > max(1e-3, 3 * abs(noisy["grad_norm"][name] / norm - 1))
+    }  # fmt: skip
+    assert beyond and beyond <= SENSITIVE.keys()
 
 
 def check_training_step(

@@ -82,9 +82,9 @@ class Setting:
         }
 
 
-def straightforward(setting: Setting, tf32: bool = False) -> Step:
-    """The literal network in fp32, contiguous, its optimizer walking from parameter to parameter
-    as torch's did by default."""
+def straightforward(setting: Setting, tf32: bool = False, precision: str = "fp32") -> Step:
+    """The literal network, contiguous, its optimizer walking from parameter to parameter as torch's
+    did by default."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     network = STRAIGHTFORWARD[setting.network](**setting.options())
     network.load_state_dict(engine_network(setting).state_dict())
@@ -93,7 +93,7 @@ def straightforward(setting: Setting, tf32: bool = False) -> Step:
         network.parameters(), OPTIM.lr, OPTIM.momentum, weight_decay=OPTIM.weight_decay,
         foreach=False,
     )  # fmt: skip
-    return _step(network, optimizer, "fp32", make_batch(setting, channels_last=False))
+    return _step(network, optimizer, precision, make_batch(setting, channels_last=False))
 
 
 def engine(
@@ -150,6 +150,7 @@ def fresh_memory(setting: Setting) -> Step:
 FORMS: dict[str, Callable[[Setting], Step]] = {
     "straightforward": straightforward,
     "straightforward_tf32": partial(straightforward, tf32=True),
+    "straightforward_bf16": partial(straightforward, tf32=True, precision="bf16"),
     "chosen": engine,
     "chosen_bf16": partial(engine, precision="bf16"),
     "chosen_fp16": partial(engine, precision="fp16"),
@@ -172,8 +173,8 @@ FORMS: dict[str, Callable[[Setting], Step]] = {
 def default_forms(device: str) -> list[str]:
     """What README's table shows."""
     if device == "cuda":
-        return ["straightforward", "straightforward_tf32", "chosen", "chosen_bf16",
-                "uncompiled_bf16"]  # fmt: skip
+        return ["straightforward", "straightforward_tf32", "straightforward_bf16", "chosen",
+                "chosen_bf16", "uncompiled_bf16"]  # fmt: skip
     return ["straightforward", "chosen"]
 
 

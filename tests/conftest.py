@@ -59,6 +59,14 @@ def train(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Co
     return train
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where a network computes; on a GPU with all bits of float32."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device(request.param)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     """A run directory that this process has claimed."""

@@ -88,7 +88,7 @@ def record(name: str) -> dict[str, Any]:
 
 def assert_digest(found: Tensor, digest: Mapping[str, Any], tolerance: float, name: str) -> None:
     assert list(found.shape) == digest["shape"], name
-    found = found.detach().double()
+    found = found.detach().double().cpu()
     scale = digest["absmax"]
     length = digest["l2"]
     first = torch.tensor(digest["first8"], dtype=torch.float64)
@@ -126,10 +126,10 @@ class Choices:
 
 
 def published_gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Published parameter name -> gradient."""
+    """Published parameter name -> gradient, on the CPU."""
     parameters = dict(model.named_parameters())
     names = published_names(model)
-    return {names[ours]: parameters[ours].grad for ours in names if ours in parameters}
+    return {names[ours]: parameters[ours].grad.cpu() for ours in names if ours in parameters}
 
 
 def assert_gradients(

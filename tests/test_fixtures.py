@@ -71,7 +71,7 @@ def network(weights: Mapping[str, Tensor], dtype: torch.dtype, **options: Any) -
 
 def losses(output: ModelOutput, target: list[int]) -> tuple[Tensor, Tensor]:
     """Classification and recoupling loss, both as the published training adds them up."""
-    labels = torch.tensor(target)
+    labels = torch.tensor(target, device=output.logits.device)
     scores = (output.logits, *output.branch_logits)
     classification = sum(
         share * F.cross_entropy(logits, labels, label_smoothing=0.1)
@@ -109,14 +109,14 @@ def test_the_filling_rule_gives_the_recorded_weights_and_inputs(weights, videos)
 )
 @pytest.mark.slow
 def test_evaluation_gives_the_recorded_stages_logits_and_recoupling_loss(
-    weights, videos, dtype, name, options, temp
+    weights, videos, dtype, name, options, temp, device
 ) -> None:
     expected = record(f"decoupled_{name}")
-    model = network(weights, dtype, **options).eval()
+    model = network(weights, dtype, **options).to(device).eval()
     stages = watch_stages(model)
-    clip, motion = (video.to(dtype) for video in videos)
+    clip, motion = (video.to(device, dtype) for video in videos)
     indices = [
-        torch.tensor(expected["branch_index"][size]).expand(BATCH, -1)
+        torch.tensor(expected["branch_index"][size], device=device).expand(BATCH, -1)
         for size in ("low", "media", "high")
     ]
 
@@ -170,13 +170,13 @@ def watch_stages(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.slow
 def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
-    weights, videos, dtype, mode
+    weights, videos, dtype, mode, device
 ) -> None:
     precise = dtype == torch.float64
     tolerance = 1e-8 if precise else {"eval": 5e-4, "train": 1e-3}[mode]
     expected = record(f"decoupled_grad_{mode}_fp64")
-    model = network(weights, dtype).train(mode == "train")
-    clip, motion = (video.to(dtype) for video in videos)
+    model = network(weights, dtype).to(device).train(mode == "train")
+    clip, motion = (video.to(device, dtype) for video in videos)
     temp = temperature(expected["args"]["epoch"])
 
     output = model(clip, motion, temperature=temp)

@@ -38,11 +38,12 @@ def network(weights: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     return model.to(dtype)
 
 
-def forward(model: nn.Module, expected: dict[str, Any], dtype: torch.dtype) -> FusionOutput:
+def forward(model: nn.Module, expected: dict[str, Any]) -> FusionOutput:
+    weight = next(model.parameters())
     batch, size = expected["batch"], expected["size"]
     (rgb, rgb_motion), (depth, depth_motion) = (
         [
-            random_video(seed, (batch, channels, FRAMES, size, size)).to(dtype)
+            random_video(seed, (batch, channels, FRAMES, size, size)).to(weight)
             for seed, channels in zip(expected[f"{modality}_seeds"], (3, 1), strict=True)
         ]
         for modality in ("rgb", "depth")
@@ -54,7 +55,8 @@ def losses(output: FusionOutput, target: list[int]) -> tuple[Tensor, dict[str, f
     """The published loss, and its parts by their published names; those of the recoupling are sums
     over the batch there."""
     config = LossConfig(branch_weight=1.0, recoupling_delay=0, recoupling_scale=len(target))
-    total, parts = training_loss(output, torch.tensor(target), config, epoch=0)
+    labels = torch.tensor(target, device=output.logits.device)
+    total, parts = training_loss(output, labels, config, epoch=0)
     return total, {
         "CE": (parts["merged"] + parts["branches"]).item(),
         "BCE": parts["modality"].item(),
@@ -72,11 +74,11 @@ def test_the_filling_rule_gives_the_recorded_weights(weights) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.slow
-def test_evaluation_gives_the_recorded_logits_and_losses(weights, dtype) -> None:
+def test_evaluation_gives_the_recorded_logits_and_losses(weights, dtype, device) -> None:
     expected = record("decoupled_fusion_ntu60")
     tolerance = 1e-8 if dtype == torch.float64 else 5e-4
     with torch.no_grad():
-        output = forward(network(weights, dtype).eval(), expected, dtype)
+        output = forward(network(weights, dtype).to(device).eval(), expected)
     logits = (output.logits, *output.branch_logits)
     for key, found in zip(("en_x", "logit_r", "logit_d"), logits, strict=True):
         assert_digest(found, expected["fp64"][key], tolerance, key)
@@ -86,18 +88,20 @@ def test_evaluation_gives_the_recorded_logits_and_losses(weights, dtype) -> None
 
 
 @pytest.mark.slow
-def test_a_training_step_has_the_recorded_losses_and_gradients(weights, monkeypatch) -> None:
+def test_a_training_step_has_the_recorded_losses_and_gradients(
+    weights, monkeypatch, device
+) -> None:
     expected = record("decoupled_fusion_grad_train_fp64")
     noisy = record("decoupled_fusion_grad_train_fp32")
     choices = Choices()
     monkeypatch.setattr(temporal, "top_softmax", choices.top_softmax)
-    check_training_step(network(weights, torch.float64), expected, None, 1e-8)
+    check_training_step(network(weights, torch.float64).to(device), expected, None, 1e-8)
 
     # In float32 some 35 of the 57024 attention rows have a tie so near that another key gets in,
     # and a single one moves single gradients by up to 4e-3. With the choices of float64 all else
     # is held to the float32 tolerances.
     choices.replay()
-    check_training_step(network(weights, torch.float32), expected, noisy, 1e-3)
+    check_training_step(network(weights, torch.float32).to(device), expected, noisy, 1e-3)
     assert 0 < choices.differing < 100
 
 
@@ -105,7 +109,7 @@ def check_training_step(
     model: nn.Module, expected: dict[str, Any], noisy: dict[str, Any] | None, tolerance: float
 ) -> None:
     model.train()
-    output = forward(model, expected, next(model.parameters()).dtype)
+    output = forward(model, expected)
     total, parts = losses(output, expected["target"])
     total.backward()
     assert_digest(output.logits, expected["en_x"], tolerance, "en_x")
@@ -121,6 +125,6 @@ def test_without_the_published_reshape_the_recorded_logits_are_missed(weights) -
     model = network(weights, torch.float32).eval()
     model.published_reshape = False
     with torch.no_grad():
-        output = forward(model, expected, torch.float32)
+        output = forward(model, expected)
     first = torch.tensor(expected["fp64"]["en_x"]["first8"])
     assert (output.logits.flatten()[:8] - first).abs().max() > 0.01

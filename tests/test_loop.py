@@ -14,6 +14,7 @@ from engine.divergence import LossWatch
 from engine.loop import Precision, TrainStep, predict
 from engine.losses import LossConfig
 from engine.metrics import Average
+from engine.mixing import MixConfig, Mixing
 from engine.optim import OptimConfig, build_optimizer
 from engine.skipping import StepScaler
 from engine.training import Training
@@ -36,12 +37,17 @@ def tiny_batch(device: torch.device, num_clips: int = 4) -> Batch:
 
 
 def tiny_step(
-    device: torch.device, precision: str, *, skip: bool = False, **optim: float
+    device: torch.device,
+    precision: str,
+    *,
+    network: str = "decoupled",
+    skip: bool = False,
+    **optim: float,
 ) -> TrainStep:
     torch.manual_seed(0)
     model = build_model(
-        "decoupled", num_classes=3, num_frames=8, branch_frames=(2, 4, 6), width=8, dim=64,
-        num_blocks=1, dropout=0.0,
+        network, num_classes=3, num_frames=8, branch_frames=(2, 4, 6), width=8, dim=64,
+        num_blocks={"decoupled": 1, "umdr": 3}[network], dropout=0.0,
     )  # fmt: skip
     chosen = Precision.choose(precision, device)
     model = model.to(device, chosen.weights).to(memory_format=torch.channels_last_3d)
@@ -139,13 +145,15 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_halved
 @pytest.mark.gpu
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_step_never_waits_for_the_device(precision, skip):
-    step, batch = tiny_step(CUDA, precision, skip=skip), tiny_batch(CUDA)
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
+def test_a_gpu_step_never_waits_for_the_device(network, precision, skip):
+    step, batch = tiny_step(CUDA, precision, network=network, skip=skip), tiny_batch(CUDA)
+    mixing = Mixing(MixConfig(0.8, 0.3, 0.5), 0, 3, paired=True)
     ranks = Ranks(0, 0, 1, CUDA)
     average, losses = Average(ranks), LossWatch(step, ranks, 9, 0.0, str)
 
     def take_step(number: int) -> None:
-        means = step(batch, epoch=5, temperature=0.5)
+        means = step(mixing(batch, number), epoch=5, temperature=0.5)
         average.add(4, **means)
         losses.add(number, 0, means["loss"], batch.index)
 
@@ -231,11 +239,12 @@ def test_training_waits_for_the_device_once_per_log_line_and_in_no_step(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.05)])
-def test_gpu_losses_follow_the_cpu_in_fp64(precision, bound):
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
+def test_gpu_losses_follow_the_cpu_in_fp64(network, precision, bound):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     losses = []
     for device, name in ((CPU, "fp64"), (CUDA, precision)):
-        step, batch = tiny_step(device, name, lr=1e-3), tiny_batch(device)
+        step, batch = tiny_step(device, name, network=network, lr=1e-3), tiny_batch(device)
         losses.append([step(batch, 5, temperature=1.0)["loss"].item() for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=bound)
 

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.loop import Precision, predict
+from engine.losses import LossConfig, training_loss
 from engine.mixing import Draw, MixConfig, Mixing, draw, mixed, partner
+from models.registry import build_model
 from pipelines.batch import Batch
 
 UMDR = MixConfig(mixup=0.8, shufflemix=0.3, shufflemix_share=0.2)
@@ -142,6 +145,41 @@ def test_a_step_is_mixed_alike_whenever_it_comes() -> None:
     first, again = mixing(batch(), step=4), mixing(batch(), step=4)
     assert torch.equal(first.clip, again.clip) and torch.equal(first.target[0], again.target[0])
     assert not torch.equal(first.clip, mixing(batch(), step=5).clip)
+
+
+SMALL = {"num_frames": 8, "branch_frames": (2, 4, 6), "width": 8, "dim": 64, "num_blocks": 1}
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("decoupled", SMALL), ("decoupled_fusion", SMALL),
+     ("r3d_18", {"num_frames": 8, "size": 32})],
+)  # fmt: skip
+def test_networks_older_than_it_learn_mixed_clips_by_shares_of_their_labels(name, options, paired):
+    """The loss of soft labels is that of all classes, each by its share."""
+    both = name.endswith("fusion")
+    pixels = torch.randn(2, 2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(1))
+    label = torch.tensor([1, 3])
+    indices = tuple(torch.arange(f).expand(2, f) for f in options.get("branch_frames", ()))
+    maps = pixels[:, :, :1].abs() if "branch_frames" in options else None
+    clip, motion = (
+        videos if videos is None else tuple(videos) if both else videos[0]
+        for videos in (pixels, maps)
+    )  # fmt: skip
+    mixing = Mixing(MixConfig(mixup=0.8), seed=3, num_classes=5, paired=paired)
+    mixed_batch = mixing(Batch(clip, motion, label, indices, label), step=7)
+    model = build_model(name, num_classes=5, **options).train()
+    exact = Precision.choose("fp32", torch.device("cpu"))
+    output = predict(model, mixed_batch, 1.0, exact)
+    config = LossConfig(label_smoothing=0.0)
+    loss, parts = training_loss(output, mixed_batch.target, config, epoch=0)
+    log_share = output.logits.log_softmax(1)
+    target = torch.stack(mixed_batch.target).mean(0)
+    torch.testing.assert_close(parts["merged"], -(target * log_share).sum(1).mean())
+    assert target.max() < 1  # indeed mixed
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_without_mixing_a_batch_stays_itself() -> None:

@@ -148,6 +148,16 @@ def collecting() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("network", ["decoupled", "umdr"])
+def test_the_straightforward_form_in_bf16_rounds(network):
+    losses = []
+    for form in ("straightforward", "straightforward_bf16"):
+        step = forms.FORMS[form](small_setting(network))
+        torch.manual_seed(3)
+        losses.append(step().item())
+    assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
 @pytest.mark.parametrize("name", ["torch_sgd", "averaged", "accumulated", "collected_apart"])
 def test_a_form_of_an_option_takes_the_chosen_forms_step(collecting, name, network):
     """The loss of the first is as dropout is drawn; later ones are of other weights."""

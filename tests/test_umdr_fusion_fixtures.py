@@ -36,11 +36,12 @@ def test_the_names_shapes_and_order_of_the_head_are_the_published_ones() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_two_modalities_give_the_recorded_scores(dtype) -> None:
+def test_two_modalities_give_the_recorded_scores(dtype, device) -> None:
     expected = record("umdr_fusion_ntu60_T32")
     shape = (expected["batch"], 3, 32, expected["size"], expected["size"])
-    clips = tuple(random_video(expected[f"{m}_seed"], shape).to(dtype) for m in ("rgb", "depth"))
-    model, seen = network(dtype), {}
+    clips = [random_video(expected[f"{m}_seed"], shape) for m in ("rgb", "depth")]
+    clips = tuple(clip.to(device, dtype) for clip in clips)
+    model, seen = network(dtype).to(device), {}
 
     def keep(_module: nn.Module, inputs: tuple, _output: object) -> None:
         for what, pair in zip(("spatial", "temporal"), inputs, strict=True):

@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,11 +148,12 @@ def collecting() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.gpu  # on CPUs bf16 convolutions take minutes
 @pytest.mark.parametrize("network", ["decoupled", "umdr"])
 def test_the_straightforward_form_in_bf16_rounds(network):
     losses = []
     for form in ("straightforward", "straightforward_bf16"):
-        step = forms.FORMS[form](small_setting(network))
+        step = forms.FORMS[form](replace(small_setting(network), device="cuda"))
         torch.manual_seed(3)
         losses.append(step().item())
     assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.1)

@@ -2,7 +2,7 @@
 
 Whole trainings of two demo configs on the same clips. For each seed the two train side by side,
 each with half of the cores, so that a busy machine slows both alike. For their time per clip take
-`--overrides train.epochs=3`: of whole trainings the longer one has the machine to itself at the end.
+`--overrides train.epochs=3`: of whole trainings the longer one has the machine to itself at last.
 """
 
 import argparse

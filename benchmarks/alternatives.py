@@ -55,9 +55,11 @@ def joined_points(network: nn.Module) -> None:
     """The three 1x1x1 convolutions that read the same input as one, with one norm and one ReLU."""
     for module in _of_type(network, Inception):
         units = (module.point, module.reduce_a, module.reduce_b)
-        norm = type(units[0].norm)(
-            sum(unit.norm.num_features for unit in units), units[0].norm.eps, units[0].norm.momentum
-        ).to(units[0].conv.weight)
+        first, weight = units[0].norm, units[0].conv.weight
+        norm = type(first)(
+            sum(unit.norm.num_features for unit in units), first.eps, first.momentum,
+            device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
         norm.weight = norm.bias = None  # given at every call
         module.join = _Joined(module, units, norm)  # type: ignore[assignment, method-assign]
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import end_to_end_table
+from benchmarks.ceilings import WALL_PRECISION, rates, wall
 from benchmarks.end_to_end_run import cases, measure
 from benchmarks.loader import size_of
 from benchmarks.loader_cases import Setting
@@ -25,6 +26,7 @@ from benchmarks.loader_run import Entries
 from benchmarks.loader_sources import SOURCES
 from benchmarks.networks import SHAPES, Network
 from benchmarks.records import record, write
+from benchmarks.traffic import network_operations
 
 SHAPE = {"cpu": "small", "cuda": "published"}
 OWN_SOURCES = tuple(name for name, source in SOURCES.items() if not source.is_peer)
@@ -60,6 +62,8 @@ def run(options: argparse.Namespace, device: str, disk: Setting, data: Path) -> 
             raise ValueError(f"--sources {source}: is not for {device}")
     entries: Entries = {}
     errors: dict[str, str] = {}
+    walls: dict[str, dict[str, float]] = {}
+    found_rates = rates(torch.device(device))
     setting = {
         "disk": dataclasses.asdict(disk),
         "networks": [dataclasses.asdict(network) for network in chosen],
@@ -71,15 +75,19 @@ def run(options: argparse.Namespace, device: str, disk: Setting, data: Path) -> 
         )
         entries |= found
         errors |= stopped
+        operations = network_operations(network, WALL_PRECISION[device])
+        walls[network.name] = {
+            name: figure / network.batch for name, figure in wall(operations, found_rates).items()
+        }
         if options.json:
             contents: dict[str, Any] = {
                 "setting": setting, "threads": torch.get_num_threads(), "entries": entries,
                 "stalls": end_to_end_table.stalls(entries), "errors": errors,
-                "published": end_to_end_table.published(),
+                "ceilings": found_rates, "walls": walls, "published": end_to_end_table.published(),
             }  # fmt: skip
             what, module = "training end to end, rendered clips", "benchmarks.end_to_end"
             write(record(what, module, torch.device(device), **contents), options.json)
-    print(end_to_end_table.as_text(entries))
+    print(end_to_end_table.as_text(entries, walls))
     for name, why in errors.items():
         print(f"error: {name}: {why}", file=sys.stderr)
     return 1 if errors else 0

@@ -61,11 +61,13 @@ def stalls(entries: Entries) -> dict[str, dict[str, float]]:
     return found
 
 
-def as_text(entries: Entries) -> str:
-    """A line per network and source, then what else is known."""
+def as_text(entries: Entries, walls: dict[str, dict[str, float]]) -> str:
+    """A line per network and source, then what else is known; `walls` are ceilings.py's, by
+    network, of a clip."""
     heads = "".join(f"{head:>{width}}" for head, width in COLUMNS.items())
     lines = [f"{'network and source':<26}{heads}"]
     lines += [_row(name, figures, entries) for name, figures in stalls(entries).items()]
+    lines += wall_rows(entries, walls)
     lines += [f"{name}: not compiled, {entry['not_compiled']}" for name, entry in entries.items()
               if "not_compiled" in entry]  # fmt: skip
     if any(name.startswith("cpu/") for name in entries):
@@ -90,6 +92,20 @@ def _row(name: str, figures: dict[str, float], entries: Entries) -> str:
     )
     widths = COLUMNS.values()
     return f"{name:<26}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+
+def wall_rows(entries: Entries, walls: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Per network the least time a step could take, and what was reached of it."""
+    for network, wall in walls.items():
+        reached = [
+            f"{name.partition('/')[2]} {wall['least_seconds'] / entry['seconds']['median']:.0%}"
+            for name, entry in entries.items()
+            if name.split("/")[1] == network and not name.endswith(f"/{LOADER}")
+        ]
+        yield (
+            f"a clip of {network}: {wall['tflop']:.3g} TFLOP, {wall['merged_gb']:.3g} GB, at least "
+            f"{1e3 * wall['least_seconds']:.3g} ms here; reached of it: {', '.join(reached)}"
+        )
 
 
 def published_rows(entries: Entries) -> Iterator[str]:

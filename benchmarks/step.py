@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.ceilings import ceilings
+from benchmarks.ceilings import WALL_PRECISION, rates, wall
 from benchmarks.forms import FORMS, PUBLISHED_FRAMES, Setting, default_forms
 from benchmarks.records import record, summary, write
+from benchmarks.traffic import setting_operations
 
 
 def serve(form: str, setting: Setting, threads: int, pipe: Connection) -> None:
@@ -86,20 +87,36 @@ def _resident() -> int:
     return int(peak.split()[1]) * 1024
 
 
-def as_text(entries: dict[str, dict[str, Any]]) -> str:
-    """The entries as a table, ratios against the first."""
+def as_text(entries: dict[str, dict[str, Any]], least_seconds: float) -> str:
+    """The entries as a table: speed against the first, and as a share of the wall's, which takes
+    `least_seconds` for a step."""
     first = next(iter(entries.values()))
-    lines = [f"{'form':<24}{'step':>10}{'quartiles':>18}{'clips/s':>9}{'speed':>7}{'memory':>10}"]
+    lines = [
+        f"{'form':<24}{'step':>10}{'quartiles':>18}{'clips/s':>9}{'speed':>7}{'of wall':>9}"
+        f"{'memory':>11}"
+    ]
     for form, entry in entries.items():
         spread = entry["seconds"]
         quartiles = f"{spread['q1']:.3f} to {spread['q3']:.3f}"
         ratio = first["seconds"]["median"] / spread["median"]
+        share = f"{least_seconds / spread['median']:.0%}"
         memory = f"{entry['memory_bytes'] / 2**30:.2f} GiB"
         lines.append(
             f"{form:<24}{spread['median']:>8.3f} s{quartiles:>18}{entry['clips_per_s']:>9.2f}"
-            f"{ratio:>6.2f}x{memory:>10}"
+            f"{ratio:>6.2f}x{share:>9}{memory:>11}"
         )
     return "\n".join(lines)
+
+
+def as_sentence(least: dict[str, float], found: dict[str, float]) -> str:
+    """What the wall is made of."""
+    rate = found.get("matmul_bf16_tflop_per_s", found["matmul_tflop_per_s"])
+    return (
+        f"a step is {least['tflop']:.3g} TFLOP and moves {least['gb']:.3g} GB, "
+        f"{least['merged_gb']:.3g} GB where element-wise operations are part of others; at "
+        f"{rate:.3g} TFLOP/s and {found['copy_gb_per_s']:.3g} GB/s, measured now, that takes "
+        f"{least['least_seconds']:.3g} s: the wall"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,19 +134,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forms = options.forms or default_forms(device)
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    most = ceilings(setting)
+    found = rates(torch.device(device))
+    least = wall(setting_operations(setting, WALL_PRECISION[device]), found)
     try:
         entries = measure(setting, forms, threads)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(as_text(entries))
-    print(
-        f"a step is {most['step_tflop']:.3g} TFLOP; this device multiplies fp32 matrices at "
-        f"{most['matmul_tflop_per_s']:.3g} TFLOP/s, copies {most['copy_gb_per_s']:.3g} GB/s"
-    )
+    print(as_text(entries, least["least_seconds"]))
+    print(as_sentence(least, found))
     if options.json:
-        about = {"setting": dataclasses.asdict(setting), "threads": threads, "ceilings": most}
+        about = {"setting": dataclasses.asdict(setting), "threads": threads}
+        about |= {"ceilings": found, "wall": least}
         result = record(
             "training step, synthetic batches", "benchmarks.step", torch.device(device),
             **about, entries=entries,

@@ -48,7 +48,7 @@ def test_each_source_has_a_stall_of_its_own_where_all_was_measured():
         "cpu/r3d_18/frames": {"stall": pytest.approx(0.2), "of_best": pytest.approx(0.8)},
         "cpu/r3d_18/videos": {"stall": pytest.approx(0.5), "of_best": pytest.approx(0.75)},
     }
-    text = end_to_end_table.as_text(found)
+    text = end_to_end_table.as_text(found, {})
     assert "20.0%" in text and "50.0%" in text and "share the cores" in text
     assert "published" not in text
 
@@ -66,10 +66,18 @@ def test_an_entry_leaves_the_first_window_out():
 
 
 def test_on_a_gpu_the_published_rates_stand_beside_ours_with_their_conditions():
-    text = end_to_end_table.as_text(entries("cuda", step=0.002, loader=0.001, both=0.0025))
+    text = end_to_end_table.as_text(entries("cuda", step=0.002, loader=0.001, both=0.0025), {})
     (row,) = (line for line in text.splitlines() if "spdl" in line)
     assert row.split()[0] == "171" and "8 x H100" in row and row.endswith("here from frames 400")
     assert sum("another network than ours" in line for line in text.splitlines()) == 2
+
+
+def test_what_is_reached_of_the_wall_stands_below_the_table():
+    found = entries("cuda", step=0.002, loader=0.001, both=0.0025)
+    wall = {"tflop": 0.1, "gb": 3.0, "merged_gb": 2.0, "least_seconds": 0.001}
+    (row,) = end_to_end_table.wall_rows(found, {"r3d_18": wall})
+    assert "0.1 TFLOP, 2 GB, at least 1 ms here" in row
+    assert row.endswith("r3d_18/step 50%, r3d_18/frames/both 40%")
 
 
 def test_the_cases_of_a_network_take_turns_and_its_step_is_measured_once():

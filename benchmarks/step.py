@@ -21,12 +21,15 @@ import torch
 
 from benchmarks.ceilings import WALL_PRECISION, rates, wall
 from benchmarks.forms import FORMS, PUBLISHED_FRAMES, Setting, default_forms
+from benchmarks.kernels import as_text as kernels_as_text
+from benchmarks.kernels import profile_step
 from benchmarks.records import record, summary, write
 from benchmarks.traffic import setting_operations
 
 
 def serve(form: str, setting: Setting, threads: int, pipe: Connection) -> None:
-    """In a process of its own: a step and its time for each True that arrives, memory at the end.
+    """In a process of its own: for each "step" that arrives a step and its time, for "memory" its
+    most, for "profile" a `Profile`; then "end".
 
     Memory is the most that was ever resident (CPU) or allocated (GPU), in bytes, beyond what the
     process took before the network was made.
@@ -36,16 +39,22 @@ def serve(form: str, setting: Setting, threads: int, pipe: Connection) -> None:
     before = 0 if on_gpu else _resident()
     step = FORMS[form](setting)
     pipe.send("ready")
-    while pipe.recv():
-        started = time.perf_counter()
-        loss = step().item()  # waits for the device
-        pipe.send((time.perf_counter() - started, loss))
-    pipe.send(torch.cuda.max_memory_allocated() if on_gpu else _resident() - before)
+    while (asked := pipe.recv()) != "end":
+        if asked == "step":
+            started = time.perf_counter()
+            loss = step().item()  # waits for the device
+            pipe.send((time.perf_counter() - started, loss))
+        elif asked == "memory":
+            pipe.send(torch.cuda.max_memory_allocated() if on_gpu else _resident() - before)
+        else:
+            pipe.send(profile_step(step, torch.device(setting.device)))
 
 
-def measure(setting: Setting, forms: Sequence[str], threads: int) -> dict[str, dict[str, Any]]:
-    """Per form: `seconds` of a step (median, quartiles, n), `clips_per_s`, `memory_bytes`, and
-    `first_loss`, by which the forms can be seen to compute the same."""
+def measure(
+    setting: Setting, forms: Sequence[str], threads: int, with_profile: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Per form: `seconds` of a step (median, quartiles, n), `clips_per_s`, `memory_bytes`,
+    `first_loss`, by which the forms can be seen to compute the same, and with_profile `profile`."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for form in forms:
@@ -61,14 +70,14 @@ def measure(setting: Setting, forms: Sequence[str], threads: int) -> dict[str, d
     losses: dict[str, float] = {}
     for turn in range(setting.warmup + setting.steps):
         for form, pipe in pipes.items():
-            pipe.send(True)
+            pipe.send("step")
             elapsed, loss = pipe.recv()
             losses.setdefault(form, loss)
             if turn >= setting.warmup:
                 seconds[form].append(elapsed)
     entries = {}
     for form, pipe in pipes.items():
-        pipe.send(False)
+        pipe.send("memory")
         spread = summary(seconds[form])
         entries[form] = {
             "seconds": spread,
@@ -76,6 +85,10 @@ def measure(setting: Setting, forms: Sequence[str], threads: int) -> dict[str, d
             "memory_bytes": pipe.recv(),
             "first_loss": losses[form],
         }
+        if with_profile:
+            pipe.send("profile")
+            entries[form]["profile"] = pipe.recv()
+        pipe.send("end")
     return entries
 
 
@@ -137,12 +150,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = rates(torch.device(device))
     least = wall(setting_operations(setting, WALL_PRECISION[device]), found)
     try:
-        entries = measure(setting, forms, threads)
+        entries = measure(setting, forms, threads, options.profile)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(as_text(entries, least["least_seconds"]))
     print(as_sentence(least, found))
+    for form, entry in entries.items():
+        if options.profile:
+            print("\n" + kernels_as_text(form, entry["profile"]))
+            entry["profile"] = dataclasses.asdict(entry["profile"])
     if options.json:
         about = {"setting": dataclasses.asdict(setting), "threads": threads}
         about |= {"ceilings": found, "wall": least}
@@ -179,6 +196,7 @@ def command_line() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="of each process (torch's choice)")
+    parser.add_argument("--profile", action="store_true", help="show each form's longest kernels")
     parser.add_argument("--json", metavar="OUT", help="write samples, machine, versions, commit")
     return parser
 

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
-from check_jsonschema import builtin_schemas
 from linters import linter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -198,6 +196,10 @@ def test_compose_reserves_gpus_shares_memory_and_cannot_write_data():
 
 
 def test_compose_follows_the_compose_specification():
+    # Here: without these two packages all other tests of this file can still be run.
+    import jsonschema
+    from check_jsonschema import builtin_schemas
+
     schema = Path(builtin_schemas.__file__).parent / "vendor" / "compose-spec.json"
     validator = jsonschema.validators.validator_for(json.loads(schema.read_text()))
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, forms, step
+from benchmarks import compare, forms, kernels, step
 from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.records import summary
 from engine.distributed import Ranks, place
@@ -74,7 +74,7 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
     out = tmp_path / "step.json"
     options = f"--network {network} --num-blocks {blocks} --size 32 --frames 8 --width 8 --dim 64"
     options += " --batch 2 --warmup 1 --steps 3 --device cpu --threads 1"
-    assert step.main([*options.split(), "--json", str(out)]) == 0
+    assert step.main([*options.split(), "--profile", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"command", "commit", "machine", "versions", "setting"} <= result.keys()
     assert (result["setting"]["network"], result["setting"]["frames"]) == (network, 8)
@@ -85,12 +85,28 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
         assert seconds["n"] == 3 and 0 < seconds["q1"] <= seconds["median"] <= seconds["q3"]
         assert entry["clips_per_s"] == pytest.approx(2 / seconds["median"])
         assert entry["memory_bytes"] > 0
+        names = {kernel["name"] for kernel in entry["profile"]["kernels"]}
+        assert any("convolution" in name for name in names)  # mkldnn_convolution, on this CPU
     # Dropout is drawn apart, so the first losses agree only roughly.
     losses = [entry["first_loss"] for entry in entries.values()]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
-    assert "straightforward" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of wall" in printed and "\nchosen: " in printed
     assert all(figure > 0 for part in ("ceilings", "wall") for figure in result[part].values())
     assert result["wall"]["merged_gb"] < result["wall"]["gb"]
+
+
+def test_a_profile_counts_calls_and_time_per_step():
+    matrix = torch.randn(300, 300)
+    found = kernels.profile_step(lambda: (matrix @ matrix) @ matrix, torch.device("cpu"), steps=4)
+    (product,) = (kernel for kernel in found.kernels if kernel.name == "aten::mm")
+    assert product.calls == 2
+    assert 0 < product.ms <= found.busy_ms <= found.step_ms
+    assert found.kernels[0] == max(found.kernels, key=lambda kernel: kernel.ms)
+    text = kernels.as_text("form", kernels.Profile(10.0, 7.5, (kernels.Kernel("k", 3.0, 5.0),)))
+    assert text.splitlines() == [
+        "form: 10.00 ms a step under the profiler, gaps 25%", "    5.000 ms 50.0%       3 x  k"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("network", "frames"), [("decoupled", 64), ("umdr", 32)])

@@ -165,7 +165,10 @@ FORMS: dict[str, Callable[[Setting], Step]] = {
     "accumulated": partial(engine, precision="auto", micro_batches=2),
     "collected_apart": collected_apart,
     "fresh_memory": fresh_memory,
-    **{name: partial(engine, change=change) for name, change in ALTERNATIVES.items()},
+    **{
+        name: partial(engine, precision="auto", change=change)
+        for name, change in ALTERNATIVES.items()
+    },
 }
 """By name; the changes of benchmarks/alternatives.py among them."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import compare, engines, loader, loader_table, memory_curve, page_cache, peers
+from benchmarks.forms import FORMS
 from benchmarks.loader_cases import UPTOS, WHATS, Case, Setting
 from benchmarks.loader_data import video_path, write_videos
 from benchmarks.loader_run import Window, entry, measure
@@ -290,16 +291,33 @@ def test_python_work_is_measured_for_every_kind_of_clip_without_files():
         assert all(spread["n"] == 3 and spread["median"] > 0 for spread in work.values())
 
 
-def test_the_gpu_script_stays_under_nine_minutes_and_names_real_cases():
+def dry_run(*groups: str) -> str:
     script = ROOT / "benchmarks" / "run_gpu.sh"
-    printed = subprocess.run(
-        ["bash", script], env={**os.environ, "DRY_RUN": "1", "OUT": "out"}, capture_output=True,
-        text=True, check=True,
-    ).stdout  # fmt: skip
-    limits = [int(line.split("at most ")[1].split()[0]) for line in printed.splitlines()
-              if line.startswith("== ")]  # fmt: skip
-    assert len(limits) >= 5 and sum(limits) <= 540
-    assert "REQUIRE_CUDA=1" in printed and "-m gpu" in printed
+    environment = {**os.environ, "DRY_RUN": "1", "OUT": "out"}
+    done = subprocess.run(
+        ["bash", script, *groups], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_each_group_of_the_gpu_script_stays_under_nine_minutes():
+    groups = dry_run().split("\n=== ")[1:]
+    assert [group.splitlines()[0] for group in groups] == [
+        "tests", "step", "batches", "loader", "training", "demo"
+    ]  # fmt: skip
+    for group in groups:
+        limits = [int(part.split()[0]) for part in group.split("(at most ")[1:]]
+        assert limits and sum(limits) <= 540
+    assert dry_run("loader", "tests").split("\n=== ")[2].startswith("tests")
+
+
+def test_the_gpu_script_runs_every_gpu_test_and_names_real_cases_and_forms():
+    printed = dry_run()
+    assert "REQUIRE_CUDA=1" in printed and "-m gpu" in printed and "--ignore" not in printed
     patterns = printed.split("--only ")[1].split(" --")[0].split()
     cases, missing = loader.choose(("cpu", "cuda"), patterns, with_peers=False)
     assert cases and not missing and {case.device for case in cases} == {"cuda"}
+    named = {
+        name for part in printed.split("--forms ")[1:] for name in part.split(" --")[0].split()
+    }
+    assert len(named) > 5 and named <= FORMS.keys()

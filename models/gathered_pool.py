@@ -89,6 +89,7 @@ def _(gradient: Tensor, places: Tensor, num_frames: int) -> Tensor:
 def _keep_places(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.num_frames = inputs[1]
+    ctx.set_materialize_grads(False)  # no zeros in place of a gradient by the places
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None, None]:

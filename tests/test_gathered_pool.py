@@ -24,8 +24,7 @@ from models.blocks import InceptionWidths, max_pool_3x3x3
 from models.gathered_pool import gathered_max_pool_3x3x3
 from models.spatial import SpatialInception
 
-triton = pytest.importorskip("triton", reason="torch for CPUs alone has none")
-
+NO_TRITON = "torch's builds for CPUs bring no Triton"
 Pool = Callable[[Tensor, int, bool], Tensor]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -34,6 +33,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.float16]
 def interpreter() -> Iterator[Executor]:
     """A process in which Triton's kernels run on the CPU, in blocks and runs so small that tiny
     clips have several."""
+    pytest.importorskip("triton", reason=NO_TRITON)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
             executor.submit(take_small_parts).result()
@@ -170,6 +170,7 @@ SIZES = ["frames", "height", "width", "channels", "num_blocks", "num_runs"]
 @pytest.mark.parametrize(("capability", "ones"), [(80, []), (90, SIZES)])
 def test_the_kernels_compile_for_a_gpu_that_is_not_here(capability, ones) -> None:
     """Triton makes a program of its own where a size is 1."""
+    triton = pytest.importorskip("triton", reason=NO_TRITON)
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

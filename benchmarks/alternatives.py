@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from engine.batch_norm import GlobalBatchNorm
 from models.blocks import ConvUnit, FlatConv, Inception, same_padding
-from models.spatial import SpatialInception, SpatialTrunk
+from models.spatial import SpatialInception, SpatialTrunk, gather_pools
 from models.staged import StageRecoupling
 from models.temporal import NUM_HEADS, KnnAttention
 
@@ -49,6 +49,12 @@ def split_pool(network: nn.Module) -> None:
         return module.join(frames, video.transpose(1, 2).flatten(0, 1))
 
     _replace_forward(network, SpatialInception, forward)
+
+
+def gathered_pool(network: nn.Module) -> None:
+    """On GPUs: the 3x3x3 pools by kernels of our own, as `train.deterministic` has them."""
+    _of_type(network, SpatialInception)
+    gather_pools(network)
 
 
 def joined_points(network: nn.Module) -> None:

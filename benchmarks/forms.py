@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternatives import ALTERNATIVES
+from benchmarks.alternatives import ALTERNATIVES, gathered_pool
 from benchmarks.straightforward import StraightforwardNetwork
 from benchmarks.straightforward_umdr import StraightforwardUmdrNetwork
 from engine.accumulation import Shares
@@ -157,6 +157,10 @@ FORMS: dict[str, Callable[[Setting], Step]] = {
     "uncompiled": partial(engine, compiled="off"),
     "uncompiled_bf16": partial(engine, precision="bf16", compiled="off"),
     "compiled": partial(engine, compiled="on"),
+    "gathered_pool_bf16": partial(engine, precision="bf16", change=gathered_pool),
+    "uncompiled_gathered_pool_bf16": partial(
+        engine, precision="bf16", compiled="off", change=gathered_pool
+    ),
     "graphed": partial(engine, precision="auto", compiled="off", graphed=True),
     "compiled_graphed": partial(engine, precision="auto", graphed=True),
     "torch_sgd": partial(engine, precision="auto", fused="torch"),

@@ -25,6 +25,8 @@ def compile_training(model: nn.Module, ranks: Ranks, trial: Callable[[], Tensor]
     `trial` runs forward and backward pass with `model` and returns the loss: what the compiler
     cannot do shows there. The network is then left as it was, on all ranks alike.
     """
+    if torch.are_deterministic_algorithms_enabled() and not _is_repeatable():
+        return "this torch's compiler chooses by the clock, and train.deterministic is on"
     network = unwrap(model)
     problem = _first(ranks.gather(_problem_with(_compile_a_line(ranks.device))))
     return problem or try_forward(network, CompiledForward(network), ranks, trial)
@@ -94,6 +96,14 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (tuple, list)):
             yield from _tensors(value)
+
+
+def _is_repeatable() -> bool:
+    """Whether the compiler has a mode in which no choice that changes a sum hangs on a measurement;
+    torch turns it on by `use_deterministic_algorithms`."""
+    from torch._inductor import config  # two seconds
+
+    return hasattr(config, "deterministic")
 
 
 def _compile_a_line(device: torch.device) -> Callable[[], Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.batch_norm import GlobalBatchNorm
+from engine.determinism import make_deterministic, replace_pools
 from engine.host_memory import keep_freed_memory
 from engine.roll_call import open_store, roll_call
 from engine.signals import Stopped, StopRequest
@@ -53,8 +54,9 @@ class Ranks:
     device: torch.device = torch.device("cpu")
     watchdog: Watchdog = field(default_factory=Watchdog, compare=False)
 
-    def on(self, device: str) -> "Ranks":
-        """The same ranks on `cuda`, `cpu`, or (`auto`) GPUs where there are any.
+    def on(self, device: str, deterministic: bool = False) -> "Ranks":
+        """The same ranks on `cuda`, `cpu`, or (`auto`) GPUs where there are any; these
+        `deterministic` or not, for all of this process.
 
         Raises ValueError where there are fewer GPUs than processes.
         """
@@ -70,6 +72,8 @@ class Ranks:
                 f"train.device is {device}, but this machine has {num_gpus} usable GPUs for "
                 f"{local_world_size} processes; start fewer, or set train.device=cpu"
             )
+        if deterministic:
+            make_deterministic()
         torch.cuda.set_device(self.local_rank)
         return dataclasses.replace(self, device=torch.device("cuda", self.local_rank))
 
@@ -191,6 +195,7 @@ def place(model: nn.Module, ranks: Ranks, dtype: torch.dtype = torch.float32) ->
     """The model on this rank's device, channels-last, its batch statistics those of the global
     batch, its gradients averaged over ranks."""
     model = model.to(ranks.device, dtype)
+    replace_pools(model, ranks.device)
     for parameter in model.parameters():
         if parameter.dim() == 5:
             parameter.data = _channels_last(parameter.data)

@@ -36,9 +36,10 @@ def probe_config(say: Say, path: str, num_ranks: str, *overrides: str) -> None:
     device = "cuda" if train.device == "cuda" or (train.device == "auto" and usable) else "cpu"
     say(
         wanted=train.device, device=device, model=config.model.name, optimizer=config.optim.name,
-        compile=train.compile, modality=data.modality, cache=data.cache, cache_gb=data.cache_gb,
-        workers=data.workers, run_dir=os.path.abspath(train.run_dir),
-        root=os.path.abspath(os.path.expanduser(data.root)), cache_dir=data.cache_dir,
+        compile=train.compile, deterministic=train.deterministic, modality=data.modality,
+        cache=data.cache, cache_gb=data.cache_gb, workers=data.workers,
+        run_dir=os.path.abspath(train.run_dir), cache_dir=data.cache_dir,
+        root=os.path.abspath(os.path.expanduser(data.root)),
     )  # fmt: skip
     ranks_total = int(num_ranks) or int(os.environ.get("WORLD_SIZE", 0)) or max(
         usable if device == "cuda" else 1, 1

@@ -232,16 +232,19 @@ def apex_row(facts: Facts) -> Row:
 
 
 def compiler_row(facts: Facts) -> Row:
-    """What torch.compile needs beside torch."""
+    """What torch.compile and kernels of our own need beside torch."""
     choice = facts.config.get("compile", "auto")
-    if choice == "off" or (choice == "auto" and facts.device == "cpu"):
+    own_kernels = facts.device != "cpu" and facts.config.get("deterministic", False)
+    if not own_kernels and (choice == "off" or (choice == "auto" and facts.device == "cpu")):
         return Row(
             "C compiler", ABSENT, "not needed: torch.compile is off on the CPU, or by config"
         )
     if facts.host.compiler:
         return Row("C compiler", OK, "there, with Python's headers")
+    why = "torch.compile needs both; training goes on without it, slower"
+    if own_kernels:
+        why = "the pools of train.deterministic need both; training would stop"
     return Row(
-        "C compiler", WARN, "none, or no headers of Python",
-        "torch.compile needs both; training goes on without it, slower",
-        "sudo apt-get install gcc python3-dev",
+        "C compiler", facts.worst_of_gpu if own_kernels else WARN, "none, or no headers of Python",
+        why, "sudo apt-get install gcc python3-dev",
     )  # fmt: skip

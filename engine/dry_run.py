@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from engine import report
 from engine.clips import Clips, check_batch, class_names, open_clips, shares
 from engine.config import Config, as_dict, model_options
+from engine.determinism import replace_pools
 from engine.distributed import Ranks
 from engine.initial import initialise
 from engine.loop import Precision, predict
@@ -86,6 +87,7 @@ def memory(config: Config, ranks: Ranks, precision: Precision) -> str:
         model = build_model(config.model.name, **model_options(config))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(ranks.device):
         model.to_empty(device=ranks.device)
+        replace_pools(model, ranks.device)
         batch = empty_batch(clips, config.data)
         if precision.weights == torch.float64:  # counted in float32, which is half of it
             single = Precision.choose("fp32", ranks.device)

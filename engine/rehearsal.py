@@ -1,6 +1,7 @@
-"""Before the first step: is 16-bit arithmetic right on this machine, does compiled code run?
+"""Before the first step: is 16-bit arithmetic right on this machine, does compiled code run, in
+which order do gradients come?
 
-Both are tried on a real batch, and leave the network as it was.
+All are tried on a real batch, and leave the network as it was.
 """
 
 import dataclasses
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import unwrap
 from engine.loop import Precision, predict
@@ -77,6 +80,17 @@ def trial(model: nn.Module, batch: Batch, loss: LossConfig, precision: Precision
         total = step_loss(model, batch, loss, precision)
         total.backward()
         return total.detach()
+
+
+def settle_buckets(model: nn.Module, batch: Batch, loss: LossConfig, precision: Precision) -> None:
+    """Let DistributedDataParallel sort its gradients before the first step, by a backward pass.
+
+    It sorts them once, as they come, and of three ranks or more in which order a sum is formed
+    depends on its place among them: without this the first step of a resumed run would differ in
+    its last bits from the same step of an uninterrupted one.
+    """
+    if isinstance(model, DistributedDataParallel) and dist.get_world_size() > 2:
+        trial(model, batch, loss, precision)
 
 
 @contextmanager

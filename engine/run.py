@@ -28,8 +28,9 @@ MAY_CHANGE = {
     "data": {"workers", "prefetch", "cache", "cache_gb", "cache_dir", "max_bad"},
     "optim": {"fused"},
     "train": {
-        "device", "compile", "cuda_graph", "gc", "eval_batch", "micro_batch", "save_every",
-        "keep", "log_every", "run_dir", "timeout_s", "profile", "flop_use", "on_nan", "max_loss",
+        "device", "compile", "cuda_graph", "deterministic", "gc", "eval_batch", "micro_batch",
+        "save_every", "keep", "log_every", "run_dir", "timeout_s", "profile", "flop_use", "on_nan",
+        "max_loss",
     },
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change no result, or only what becomes of steps

@@ -32,7 +32,7 @@ def train(options: argparse.Namespace, ranks: Ranks, stop: StopRequest) -> None:
     """config -> clips, network, optimizer -> epochs -> result."""
     config = ranks.agree(lambda: load(options.config, options.overrides))
     ranks.watchdog.timeout = config.train.timeout_s
-    ranks = ranks.agree(lambda: ranks.on(config.train.device))
+    ranks = ranks.agree(lambda: ranks.on(config.train.device, config.train.deterministic))
     if options.dry_run:
         return dry_run(config, ranks)
     training = Training(config, ranks, stop)

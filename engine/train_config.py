@@ -57,6 +57,11 @@ class TrainConfig:
     """`on`: forward and backward pass of the network as CUDA graphs (engine/cuda_graph.py). Where
     it cannot be done, the run says why and goes on without."""
 
+    deterministic: bool = False
+    """On GPUs: the same bits from every run of the same command, also from one that was killed and
+    resumed (engine/determinism.py), at some cost in speed; it stops at an operation that torch
+    cannot repeat, by its name. On the CPU runs are so in any case."""
+
     gc: int = 0
     """Steps from one search of Python's for unreachable objects to the next, all between steps;
     0: whenever Python likes, within a step of one rank while the others wait."""

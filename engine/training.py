@@ -25,7 +25,7 @@ from engine.loop import Precision, TrainStep
 from engine.metrics import Average, Stopwatch
 from engine.mixing import Mixing
 from engine.optim import LearningRate, build_optimizer, resume_optimizer, temperature_at
-from engine.rehearsal import check_precision, trial
+from engine.rehearsal import check_precision, settle_buckets, trial
 from engine.run import Progress, RunDirectory, device_name, result
 from engine.saver import Saver, start_point
 from engine.signals import StopAgreement, Stopped, StopRequest
@@ -132,8 +132,10 @@ class Training:
         tried = self.teacher.stream(first) if self.teacher else first
         loss, precision = self.config.loss, self.precision
         network = unwrap(self.model)
+        part = self.shares.split(tried)[0]
         self.ranks.agree(lambda: check_precision(network, tried, loss, precision))
-        self._speed_up(self.shares.split(tried)[0])
+        self._speed_up(part)
+        settle_buckets(self.model, part, loss, precision)
         if self.config.train.flop_use:
             said = self.speed.prepare(self.config, tried, precision)
             if self.ranks.is_main:

@@ -3,11 +3,15 @@
 Time enters only through the 3x3x3 pools of the inception modules (CVPR'22, published code).
 """
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import ConvUnit, Inception, InceptionWidths, halved, max_pool_3x3x3, scaled
+from models.gathered_pool import gathered_max_pool_3x3x3
 
 PUBLISHED_WIDTH = 64
 MOTION_MULTIPLE = 32
@@ -50,10 +54,28 @@ class SpatialInception(Inception):
     ):
         super().__init__(in_channels, widths, (1, 3, 3), momentum)
         self.nonnegative_input = nonnegative_input
+        self.pool: Callable[[Tensor, int, bool], Tensor] = max_pool_3x3x3
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
         """(B * T, I, H, W) -> (B * T, widths.total, H, W)"""
-        return self.join(frames, max_pool_3x3x3(frames, num_frames, self.nonnegative_input))
+        return self.join(frames, self.pool(frames, num_frames, self.nonnegative_input))
+
+
+def gather_pools(network: nn.Module) -> None:
+    """Give the inception modules of a network on a GPU the pool of models/gathered_pool.py.
+
+    Raises ValueError on the CPU, and where Triton is not installed.
+    """
+    modules = [module for module in network.modules() if isinstance(module, SpatialInception)]
+    if any(module.point.conv.weight.device.type == "cpu" for module in modules):
+        raise ValueError("the gathering pool is for GPUs, and this network is on the CPU")
+    if modules and find_spec("triton") is None:
+        raise ValueError(
+            "the gathering pool needs Triton, which torch's builds for CUDA bring along; "
+            "pip install triton"
+        )
+    for module in modules:
+        module.pool = gathered_max_pool_3x3x3
 
 
 class SpatialTrunk(nn.Module):

@@ -252,6 +252,14 @@ def test_a_compiler_is_needed_where_torch_compiles():
     assert compiler_row(machine(host=without, config={"compile": "on"})).state == WARN
 
 
+def test_a_compiler_is_needed_where_the_pools_are_our_own():
+    without = {"compiler": False}
+    wanted = {"compile": "off", "deterministic": True}
+    on_gpu = compiler_row(machine(gpus=1, host=without, config={**wanted, "device": "cuda"}))
+    assert on_gpu.state == FAIL and "train.deterministic" in on_gpu.why
+    assert compiler_row(machine(host=without, config={**wanted, "device": "cpu"})).state == ABSENT
+
+
 def test_facts_of_the_gpu_are_no_failure_where_training_is_on_the_cpu():
     facts = machine(gpus=1, nvidia_smi=smi("550.1"), config={"wanted": "cpu"})
     assert named(torch_rows(facts), "torch and driver").state == WARN

@@ -176,6 +176,17 @@ def test_the_straightforward_form_in_bf16_rounds(network):
     assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("network", ["decoupled", "umdr"])
+def test_the_form_with_gathering_pools_takes_the_step_without_them(network):
+    losses = []
+    for form in ("uncompiled_bf16", "uncompiled_gathered_pool_bf16"):
+        step = forms.FORMS[form](replace(small_setting(network), device="cuda"))
+        torch.manual_seed(3)
+        losses.append([step().item() for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
 @pytest.mark.parametrize("network", ["decoupled", "umdr"])
 @pytest.mark.parametrize("name", ["torch_sgd", "averaged", "accumulated", "collected_apart"])
 def test_a_form_of_an_option_takes_the_chosen_forms_step(collecting, name, network):
@@ -194,6 +205,7 @@ def test_a_form_of_an_option_takes_the_chosen_forms_step(collecting, name, netwo
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("graphed", "this form cannot be made here: CUDA graphs are for GPUs, and this run is on the"),
+     ("gathered_pool_bf16", "the gathering pool is for GPUs, and this network is on the CPU"),
      ("apex_sgd", "optim.fused is apex, which is for GPUs; set optim.fused=torch")],
 )  # fmt: skip
 def test_a_form_that_a_machine_cannot_run_says_why(name, reason):

@@ -87,6 +87,17 @@ def test_ten_kills_at_random_moments_end_bit_equal_to_the_uninterrupted_run(star
         assert list(map(without_times, seen)) == list(map(without_times, expected)), kind
 
 
+@pytest.mark.slow
+def test_three_ranks_go_on_bit_equal(train, tmp_path):
+    """Unlike that of two, a sum of three numbers depends on which two are added first."""
+    options = ("optim.schedule=constant", "train.keep=9")
+    assert train(*options, "train.run_dir=whole", ranks=3).returncode == 0
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "whole" / "step_00000004.pt", tmp_path / "resumed" / "last.pt")
+    assert train(*options, "train.run_dir=resumed", ranks=3).returncode == 0
+    assert_bit_equal(final_state(tmp_path / "resumed"), final_state(tmp_path / "whole"))
+
+
 def clips_of(step: int, tiny_config: dict, ranks: int) -> list[str]:
     """Names of the training clips of a step, as log lines number it, rank after rank."""
     root, train = Path(tiny_config["data"]["root"]), tiny_config["train"]

@@ -32,7 +32,7 @@ KINDS = {
     "convolution": ("convolution",),
     "matrix product": ("mm", "addmm", "bmm", "baddbmm"),
     "norm": ("native_batch_norm", "native_layer_norm"),
-    "pool": ("max_pool", "adaptive_avg_pool", "_adaptive_avg_pool"),
+    "pool": ("max_pool", "gathered_max_pool", "adaptive_avg_pool", "_adaptive_avg_pool"),
     "optimizer": ("_fused_", "_foreach_"),
 }
 """By how the names of the operations begin."""

@@ -19,10 +19,22 @@ from benchmarks.forms import NUM_CLASSES, Setting, engine_network, make_batch
 from benchmarks.networks import SHAPES, Network
 from benchmarks.operations import Operation, least_seconds, merged, step_operations
 from benchmarks.records import record, write
+from models.gathered_pool import gathered_max_pool_3x3x3
 from models.registry import build_model
+from models.spatial import SpatialInception
 
 SMALLEST = 0.003
 """Operations with a smaller share of all bytes have no line of their own."""
+
+
+def gathered_pool(network: nn.Module) -> None:
+    """As alternatives.py's, on any device: the kernels are counted and not run."""
+    for module in network.modules():
+        if isinstance(module, SpatialInception):
+            module.pool = gathered_max_pool_3x3x3
+
+
+CHANGES = {**ALTERNATIVES, gathered_pool.__name__: gathered_pool}
 
 
 @dataclass(frozen=True)
@@ -57,14 +69,13 @@ def setting_operations(setting: Setting, precision: str) -> list[Operation]:
 
 
 def network_operations(
-    network: Network, precision: str, change: Callable[[nn.Module], None] | None = None
+    network: Network, precision: str, changes: Sequence[Callable[[nn.Module], None]] = ()
 ) -> list[Operation]:
-    """Of the networks that end_to_end.py trains, on batches of theirs; `change`: one of
-    alternatives.py."""
+    """Of the networks that end_to_end.py trains, on batches of theirs, after `changes`."""
 
     def changed() -> nn.Module:
         model = build_model(network.name, num_classes=NUM_CLASSES, **network.options())
-        if change is not None:
+        for change in changes:
             change(model)
         return model
 
@@ -114,10 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {key: getattr(options, key) for key in ("frames", "size", "batch")}
     network = SHAPES["published"][options.network]
     network = replace(network, **{key: value for key, value in given.items() if value})
-    change = ALTERNATIVES[options.change] if options.change else None
+    changes = [CHANGES[name] for name in options.change]
     rates = Rates(*options.rates) if options.rates else None
     try:
-        operations = network_operations(network, options.precision, change)
+        operations = network_operations(network, options.precision, changes)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -141,7 +152,8 @@ def command_line() -> argparse.ArgumentParser:
     for name in ("frames", "size", "batch"):
         add(f"--{name}", type=int, default=0, metavar="N", help="instead of the published recipe's")
     add("--precision", choices=("bf16", "fp32"), default="bf16", help="as train.precision")
-    add("--change", choices=ALTERNATIVES, metavar="FORM", help=f"of {', '.join(ALTERNATIVES)}")
+    add("--change", nargs="+", choices=CHANGES, default=[], metavar="FORM",
+        help=f"forms of a step: {', '.join(CHANGES)}")  # fmt: skip
     add("--rates", nargs=2, type=float, metavar=("GB/S", "TFLOP/S"),
         help="of a large copy, read and written, and a large matrix product")  # fmt: skip
     add("--json", metavar="OUT", help="write the rows, commit")

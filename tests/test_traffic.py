@@ -14,7 +14,7 @@ from benchmarks.ceilings import wall
 from benchmarks.forms import LOSS, Setting, engine_network, make_batch
 from benchmarks.networks import SHAPES
 from benchmarks.operations import Operation, merged, recorded, step_operations
-from benchmarks.traffic import Rates, network_operations, setting_operations, table
+from benchmarks.traffic import CHANGES, Rates, network_operations, setting_operations, table
 from engine import flops
 from models.blocks import max_pool_3x3x3
 from models.output import ModelOutput
@@ -162,11 +162,21 @@ def test_torchvisions_networks_can_be_counted(name):
 def test_joined_convolutions_read_their_input_once():
     network = SHAPES["small"]["decoupled"]
     kept = table(network_operations(network, "bf16"), 2, None)
-    joined = table(
-        network_operations(network, "bf16", traffic.ALTERNATIVES["joined_points"]), 2, None
-    )
+    joined = table(network_operations(network, "bf16", [CHANGES["joined_points"]]), 2, None)
     assert joined["convolution"].gb < kept["convolution"].gb
     assert joined["all"].tflop == pytest.approx(kept["all"].tflop)
+
+
+def test_gathering_pools_keep_places_of_one_byte():
+    network = SHAPES["small"]["decoupled"]
+    found = [table(network_operations(network, "bf16", changes), 2, None)
+             for changes in ([], [CHANGES["gathered_pool"]])]  # fmt: skip
+    # six modules, of 8, 4 and 2 pixels a side; torch's pool copies half of them to have a border
+    numbers = 16 * (64 * (192 + 256) + 16 * (480 + 512) + 4 * (512 + 832))
+    for name in ("gathered_max_pool", "gathered_max_pool_backward"):
+        assert found[1][f"pool/{name}"].gb == pytest.approx(5 * numbers / 1e9)
+    gained = found[0]["pool"].gb - found[1]["pool"].gb
+    assert gained > 2 * (12 - 5) * numbers / 1e9
 
 
 def test_the_table_names_the_largest_and_the_file_holds_all(tmp_path, capsys):

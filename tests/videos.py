@@ -137,6 +137,7 @@ def write_with_hidden_frames(
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo",
         "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", "30", "-i", "-", "-c:v", codec,
+        "-threads", "1",  # several wait for each other by spinning: minutes where cores are busy
         "-pix_fmt", pix_fmt, "-b:v", "200k", "-g", "30", "-auto-alt-ref", "1",
         "-lag-in-frames", "16", "-arnr-maxframes", "7", "-arnr-strength", "5",
         "-passlogfile", str(path.with_suffix("")),

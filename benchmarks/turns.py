@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -55,9 +55,10 @@ def take_turns(
 
 def _ask(pipe: Connection, question: bool) -> Any:
     try:
-        pipe.send(question)
+        with suppress(BrokenPipeError):  # it may have said what stopped it before it was asked
+            pipe.send(question)
         answer = pipe.recv()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, ConnectionResetError):
         raise ValueError("its process ended without a word") from None
     if isinstance(answer, str):
         raise ValueError(answer)

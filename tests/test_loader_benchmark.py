@@ -1,6 +1,7 @@
 """benchmarks/loader.py: cases, their turns, tables and files; the memory curve; the GPU script."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 from dataclasses import replace
@@ -17,6 +18,7 @@ from benchmarks.loader_data import video_path, write_videos
 from benchmarks.loader_run import Window, entry, measure
 from benchmarks.loader_sources import SOURCES, clip_source, plan
 from benchmarks.python_work import python_work
+from benchmarks.turns import take_turns
 from pipelines import reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +111,16 @@ def test_a_peer_that_is_not_installed_is_listed_with_the_reason(monkeypatch):
     cases, missing = loader.choose(("cpu",), ["cpu/*/rgb/motion/warm"], with_peers=True)
     assert missing["cpu/twin/rgb/motion/warm"] == "not installed"
     assert MOTION in cases and not any(case.source == "twin" for case in cases)
+
+
+@pytest.mark.parametrize("said", [[], ["ValueError: why"]])
+def test_a_case_that_ended_before_its_turn_is_stopped_by_what_it_said(said):
+    ours, theirs = multiprocessing.Pipe()
+    for message in said:
+        theirs.send(message)
+    theirs.close()
+    answers, stopped = take_turns({"case": ours}, 3)
+    assert answers == {} and stopped == {"case": (said or ["its process ended without a word"])[0]}
 
 
 def test_cold_and_warm_files_never_take_turns():

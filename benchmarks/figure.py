@@ -59,11 +59,12 @@ def draw(results: Sequence[dict[str, Any]], path: str | Path) -> None:
     figure = Figure((WIDTH, sum(heights)), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for axes, panel, result in zip(grid[:, 0], panels, results, strict=True):
-        _draw_panel(axes, panel, result)
+        draw_panel(axes, panel, result)
     figure.savefig(path, dpi=130)
 
 
-def _draw_panel(axes: Axes, panel: Sequence[Bar], result: dict[str, Any]) -> None:
+def draw_panel(axes: Axes, panel: Sequence[Bar], result: dict[str, Any]) -> None:
+    """A bar for each entry, with its quartiles, and the walls."""
     names = [bar.name for bar in panel]
     medians = [bar.median for bar in panel]
     spread = [[bar.median - bar.low for bar in panel], [bar.high - bar.median for bar in panel]]
@@ -83,8 +84,14 @@ def _draw_panel(axes: Axes, panel: Sequence[Bar], result: dict[str, Any]) -> Non
     axes.set_xlabel("clips/s", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    machine = result["machine"]
-    axes.set_title(f"{result['what']} ({machine['device']}, {machine['cpu']})", fontsize=9)
+    axes.set_title(f"{result['what']} ({_place(result['machine'])})", fontsize=9)
+
+
+def _place(machine: dict[str, Any]) -> str:
+    """What was measured: the GPU, or else the cores."""
+    if machine["device"].startswith("cpu"):
+        return f"{machine['cores']} cores, {machine['cpu']}"
+    return machine["device"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import figure
@@ -15,7 +16,7 @@ def result(**rates: float) -> dict:
     """Of clips of 2 per batch, whose quartiles are a fifth below and above the median's time."""
     return {
         "what": "training step",
-        "machine": {"cpu": "a CPU", "device": "a GPU"},
+        "machine": {"cpu": "a CPU", "cores": 8, "device": "cuda: a GPU"},
         "setting": {"network": "decoupled", "batch": 2},
         "entries": {
             name: {
@@ -38,6 +39,21 @@ def test_the_wall_is_in_clips_per_second_too():
     assert figure.walls(result(a=1.0) | {"wall": {"least_seconds": 0.01}}) == {"decoupled": 200.0}
     walls = {"umdr": {"least_seconds": 0.002}, "r3d_18": {"least_seconds": 0.001}}
     assert figure.walls(result(a=1.0) | {"walls": walls}) == {"umdr": 500.0, "r3d_18": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("device", "title"),
+    [
+        ("cpu: 2 threads", "training step (8 cores, a CPU)"),
+        ("cuda: a GPU", "training step (cuda: a GPU)"),
+    ],
+)
+def test_a_panel_says_what_was_measured_where(device, title):
+    axes = Figure().subplots()
+    machine = {"cpu": "a CPU", "cores": 8, "device": device}
+    figure.draw_panel(axes, figure.bars(result(a=1.0)), result(a=1.0) | {"machine": machine})
+    assert axes.get_title() == title
+    assert [patch.get_width() for patch in axes.patches] == [1.0]
 
 
 @pytest.mark.parametrize("name", ["step_cpu", "loader_cpu", "end_to_end_cpu", "scaling_cpu"])

@@ -74,7 +74,7 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
     out = tmp_path / "step.json"
     options = f"--network {network} --num-blocks {blocks} --size 32 --frames 8 --width 8 --dim 64"
     options += " --batch 2 --warmup 1 --steps 3 --device cpu --threads 1"
-    assert step.main([*options.split(), "--profile", "--json", str(out)]) == 0
+    assert step.main([*options.split(), "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"command", "commit", "machine", "versions", "setting"} <= result.keys()
     assert (result["setting"]["network"], result["setting"]["frames"]) == (network, 8)
@@ -85,15 +85,24 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
         assert seconds["n"] == 3 and 0 < seconds["q1"] <= seconds["median"] <= seconds["q3"]
         assert entry["clips_per_s"] == pytest.approx(2 / seconds["median"])
         assert entry["memory_bytes"] > 0
-        names = {kernel["name"] for kernel in entry["profile"]["kernels"]}
-        assert any("convolution" in name for name in names)  # mkldnn_convolution, on this CPU
     # Dropout is drawn apart, so the first losses agree only roughly.
     losses = [entry["first_loss"] for entry in entries.values()]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
     printed = capsys.readouterr().out
-    assert "of wall" in printed and "\nchosen: " in printed
+    assert "of wall" in printed and "straightforward" in printed
     assert all(figure > 0 for part in ("ceilings", "wall") for figure in result[part].values())
     assert result["wall"]["merged_gb"] < result["wall"]["gb"]
+
+
+def test_the_step_benchmark_shows_the_kernels_of_a_form(tmp_path, capsys):
+    out = tmp_path / "step.json"
+    options = "--num-blocks 1 --size 32 --frames 8 --width 8 --dim 64 --batch 2 --warmup 1"
+    options += " --steps 1 --device cpu --threads 1 --forms straightforward --profile"
+    assert step.main([*options.split(), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["entries"]["straightforward"]["profile"]
+    names = {kernel["name"] for kernel in found["kernels"]}
+    assert any("convolution" in name for name in names)  # mkldnn_convolution, on this CPU
+    assert "\nstraightforward: " in capsys.readouterr().out
 
 
 def test_a_profile_counts_calls_and_time_per_step():

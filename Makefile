@@ -2,6 +2,8 @@
 # make demo NETWORK=umdr                the same with UMDR's network (RGB)
 # make test                             environment, tests
 # make lint                             ruff and mypy
+# make env [VENV=.venv]                 the environment alone; of other versions, as on a GPU machine:
+# make env DALI=cuda130 TORCH=2.11 PYTHON=python3.12 VENV=.venv-gpu
 # Nothing but Python 3.10 to 3.12 and its package index is needed; `PYTHON=... make demo` picks one.
 
 SHELL := /bin/bash
@@ -10,7 +12,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 
-.PHONY: demo demo-data-rgb demo-data-depth demo-data-rgbd test lint clean
+# MADE_WITH: what the environment was made with stays its choice until another is named.
+-include $(VENV)/made_with.mk
+DALI ?= $(or $(word 1,$(MADE_WITH)),cuda120)
+TORCH ?= $(word 2,$(MADE_WITH))
+ifneq ($(strip $(DALI) $(TORCH)),$(or $(MADE_WITH),cuda120))
+$(READY): FORCE
+endif
+
+.PHONY: FORCE env demo demo-data-rgb demo-data-depth demo-data-rgbd test lint clean
 .DELETE_ON_ERROR:
 
 ENTRY := $(BIN)/torchrun --standalone --nproc_per_node=1 engine
@@ -55,17 +65,32 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+env: $(READY)
+
+# A named torch comes with a NumPy on which the interpreter of its Triton (before 3.7) runs.
+REQUIREMENTS = $(BIN)/python -c "import configparser; c = configparser.ConfigParser(); \
+  c.read('setup.cfg'); print(c['options']['install_requires'], c['options.extras_require']['dev'])" \
+  | sed 's/^nvidia-dali-cuda120/nvidia-dali-$(DALI)/'
+CONSTRAINTS := $(if $(TORCH),torch==$(TORCH).* numpy<2.4)
+
 # The stamp is newer than setup.cfg exactly when all that setup.cfg asks for is installed.
 $(READY): setup.cfg pyproject.toml
-	@python=$$(for p in $(PYTHON) python3 python3.12 python3.11 python3.10; do \
+	@if [ -L $(VENV) ]; then \
+	  echo 'error: $(VENV) is a link: what it points to is not changed; remove it, or name another environment: make VENV=...' >&2; \
+	  exit 1; fi; \
+	python=$$(for p in $(or $(PYTHON),python3 python3.12 python3.11 python3.10); do \
 	  $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	    && echo $$p && break; done); \
 	if [ -z "$$python" ]; then \
-	  echo 'error: no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python3' >&2; \
+	  echo 'error: $(or $(PYTHON),no python3 here) is not Python 3.10, 3.11 or 3.12; name one: make PYTHON=/path/to/python3' >&2; \
 	  exit 1; fi; \
 	test -x $(BIN)/python || $$python -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip uninstall --quiet --yes $(filter-out %-$(DALI),nvidia-dali-cuda120 nvidia-dali-cuda130)
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --requirement <($(REQUIREMENTS)) \
+	  --constraint <(printf '%s\n' $(foreach c,$(CONSTRAINTS),'$(c)'))
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@echo 'MADE_WITH := $(strip $(DALI) $(TORCH))' > $(VENV)/made_with.mk
 	@touch $@
 
 clean:

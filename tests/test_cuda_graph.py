@@ -1,14 +1,18 @@
 """engine/cuda_graph.py. A capture is acted out on the CPU: fixed memory for what goes in and comes
-out, and the captured program run anew at each replay. The real one is left to the `gpu` tests."""
+out, and the captured work done anew at each replay. The real one is left to the `gpu` tests."""
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 from test_compilation import batch_for, network, step_of
 from torch import Tensor, nn
 
+from engine import cuda_graph
 from engine.accumulation import Shares
 from engine.cuda_graph import GraphedForward, capture_training
 from engine.distributed import Ranks, place
@@ -22,47 +26,42 @@ ALONE = Ranks(0, 0, 1)
 DOUBLE = Precision.choose("fp64", CPU)
 
 
-class Captures:
-    """Stands for torch.cuda.make_graphed_callables."""
+class Acted:
+    """Stands for a Recording: the work done anew at each replay, its results copied to where those
+    of the capture lie."""
 
-    def __init__(self, problem: str = "") -> None:
-        self.problem = problem
+    def __init__(self, captures: "Captures", work: cuda_graph.Work):
+        self.captures, self.work = captures, work
+        self.outputs = [None if o is None else torch.zeros_like(o) for o in work()]
+
+    def replay(self) -> None:
+        self.captures.replays += 1
+        with torch.enable_grad():  # as when it was captured
+            found = self.work()
+        for fixed, output in zip(self.outputs, found, strict=True):
+            if fixed is not None and output is not None:
+                fixed.copy_(output.detach())
+
+
+class Captures:
+    """Stands for captures; counts the replays of both passes."""
+
+    def __init__(self) -> None:
+        self.problem = ""
         self.replays = 0
 
-    def __call__(self, module: nn.Module, static: tuple[Tensor, ...], **options: object) -> None:
-        assert options == {"allow_unused_input": True, "capture_error_mode": "thread_local"}
+    def record(self, *works: cuda_graph.Work) -> list[Acted]:
         assert not torch.is_autocast_cache_enabled()
         if self.problem:
             raise RuntimeError(self.problem)
-        program, outputs = module.forward, [torch.zeros_like(o) for o in module.forward(*static)]
-
-        class Overwritten(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, output, fixed):
-                return fixed.detach().copy_(output)
-
-            @staticmethod
-            def backward(ctx, gradient):
-                return gradient, None
-
-        def replay(*tensors: Tensor) -> tuple[Tensor, ...]:
-            self.replays += 1
-            for fixed, tensor in zip(static, tensors, strict=True):
-                assert fixed.data_ptr() != tensor.data_ptr(), "the loader's own memory"
-                fixed.copy_(tensor)
-            found = program(*static)
-            return tuple(
-                Overwritten.apply(output, fixed) if output.requires_grad else output
-                for output, fixed in zip(found, outputs, strict=True)
-            )
-
-        module.forward = replay
+        return [Acted(self, work) for work in works]
 
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
     acted = Captures()
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", acted)
+    monkeypatch.setattr(cuda_graph, "record", acted.record)
+    monkeypatch.setattr(cuda_graph, "warm_up", lambda *works: [work() for work in works])
     return acted
 
 
@@ -77,16 +76,16 @@ def test_a_captured_network_trains_as_the_plain_one(captures, name):
     for epoch, temperature in ((5, 0.5), (6, 0.7), (7, 0.9)):  # as the schedule moves it
         losses = [step(batch, epoch, temperature) for step in steps]
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
-    assert captures.replays == 3
+    assert captures.replays == 6, "forward and backward"
     step = steps[1]
     step(batch.part(0, 2), 7, 0.9)
-    assert captures.replays == 3, "another shape"
+    assert captures.replays == 6, "another shape"
     with torch.no_grad():
         output = predict(graphed.eval(), batch, 0.5, DOUBLE)
-    assert captures.replays == 3, "evaluation"
+    assert captures.replays == 6, "evaluation"
     fields = [field.name for field in dataclasses.fields(output)]
     found = predict(graphed.train(), batch, 0.5, DOUBLE)
-    assert captures.replays == 4 and type(found) is type(output)
+    assert captures.replays == 7 and type(found) is type(output)
     for field in fields:
         assert type(getattr(found, field)) is type(getattr(output, field)), field
 
@@ -104,7 +103,7 @@ def test_micro_batches_of_one_shape_are_replays(captures):
         optimizer = torch.optim.SGD(model.parameters(), 1e-3)
         step = TrainStep(model, optimizer, LossConfig(), 1.0, DOUBLE, shares=shares)
         metrics.append([step(batch, 5, 0.5) for _ in range(2)])
-    assert captures.replays == 4
+    assert captures.replays == 8
     torch.testing.assert_close(metrics[1], metrics[0], rtol=1e-9, atol=1e-9)
 
 
@@ -114,17 +113,10 @@ def on_gpu(model: nn.Module, batch: Batch, precision: Precision) -> str | None:
     return capture_training(model, ranks, lambda: trial(model, batch, LossConfig(), precision))
 
 
-def test_what_cannot_be_captured_stays_as_it_was_and_says_why(monkeypatch):
+def test_what_cannot_be_captured_stays_as_it_was_and_says_why(captures):
     model, batch = network("decoupled", DOUBLE), batch_for("decoupled")
     before = copy.deepcopy(model.state_dict())
-    options = {"capture_error_mode": "thread_local", "allow_unused_input": True}
-    acted = Captures("operation not permitted when stream is capturing\nmore")
-    monkeypatch.setattr(
-        torch.cuda, "make_graphed_callables",
-        lambda module, static, capture_error_mode, allow_unused_input: acted(
-            module, static, **options
-        ),
-    )  # fmt: skip
+    captures.problem = "operation not permitted when stream is capturing\nmore"
     problem = on_gpu(model, batch, DOUBLE)
     assert problem == "RuntimeError: operation not permitted when stream is capturing"
     assert "forward" not in vars(model)
@@ -132,12 +124,20 @@ def test_what_cannot_be_captured_stays_as_it_was_and_says_why(monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_torch_that_captures_only_alone_is_told_apart(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, static: module)
-    model = network("decoupled", DOUBLE)
-    problem = on_gpu(model, batch_for("decoupled"), DOUBLE)
-    assert problem and problem.startswith("this torch captures only while no other thread uses")
-    assert "forward" not in vars(model)
+def test_captures_leave_the_loaders_threads_alone_and_share_one_pool(monkeypatch):
+    asked = []
+
+    @contextmanager
+    def graph(recorded: object, **options: object) -> Iterator[None]:
+        asked.append(options)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", create_autospec(torch.cuda.graph, side_effect=graph))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    found = cuda_graph.record(lambda: (torch.ones(1),), lambda: (None,))
+    assert [recording.outputs for recording in found] == [(torch.ones(1),), (None,)]
+    assert asked == [{"pool": "pool", "capture_error_mode": "thread_local"}] * 2
 
 
 def test_on_the_cpu_it_is_said_to_be_for_gpus():

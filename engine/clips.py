@@ -1,7 +1,7 @@
 """The clips of a run: both lists opened, and batches of them in the run's one global order."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from engine.accumulation import Shares
 from engine.config import Config
 from engine.distributed import Ranks, RunError
 from engine.loop import Precision
+from engine.warn import warn
 from engine.watchdog import EVALUATION, STEP, WAIT
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
@@ -19,6 +20,7 @@ from pipelines.depth_boxes import depth_boxes
 from pipelines.frame_cache import GIGABYTE, FrameCache
 from pipelines.index import scan
 from pipelines.loader import Loader
+from pipelines.media import PackedVideo, VideoFile
 from pipelines.plan import eval_plan, train_plan
 from pipelines.sampling import steps_before_epoch, stream_clips
 from pipelines.source import ClipSource
@@ -166,7 +168,18 @@ def open_clips(config: Config, ranks: Ranks, precision: Precision) -> Clips:
         raise RunError("data.cache=gpu, but there is no GPU: set data.cache=host")
     if data.cache != "none":
         cache = FrameCache(int(data.cache_gb * GIGABYTE))
+    if on_gpu and data.cache != "host":  # for which the CPU decodes
+        ranks.from_main(lambda: _warn_of_refusals(sources, ranks.device.index))
     return Clips(sources[0], sources[1], config, ranks, dtype, cache)
+
+
+def _warn_of_refusals(sources: Sequence[ClipSource], device_id: int) -> None:
+    """Says what NVDEC of this GPU does not decode of the lists, each line once."""
+    firsts = [media[0] for source in sources for media in source.index.media.values()]
+    videos = [first for first in firsts if isinstance(first, (VideoFile, PackedVideo))]
+    for line in dict.fromkeys(video.by_dali.refusal(device_id) for video in videos):
+        if line:
+            warn(line)
 
 
 def class_names(data: DataConfig) -> list[str]:

@@ -11,10 +11,15 @@ import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipelines import nvdec
+
+if TYPE_CHECKING:
+    from pipelines.video import VideoInfo
 
 Say = Callable[..., None]
 
@@ -61,7 +66,22 @@ def probe_codec(say: Say, codec: str, device: str) -> None:
         say(doing="decoding by DALI on the CPU")
         say(dali_cpu=_fault(_by_dali(video, order, "cpu"), order))
     if device == "cuda":
-        say(doing="decoding by NVDEC", nvdec_asked=info.dali_gpu)
+        _probe_nvdec(say, video, info, order)
+
+
+def _probe_nvdec(say: Say, video: bytes, info: "VideoInfo", order: list[int]) -> None:
+    """Asks the GPU about the clip's codec, and decodes the clip by NVDEC if the GPU says it can."""
+    assert info.dali_gpu and info.picture
+    say(doing="asking NVDEC what it decodes", nvdec_asked=True)
+    try:
+        answer = nvdec.ask(0)
+    except (OSError, ValueError) as error:
+        say(nvdec_silent=str(error))
+        return
+    takes = answer.takes(info.picture)
+    say(nvdec_limits=str(answer.limits[info.picture[:2]]) if takes else "")
+    if takes:
+        say(doing="decoding by NVDEC")
         say(nvdec=_fault(_by_dali(video, order, "gpu"), order))
 
 

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 from engine.doctor_facts import Facts
 from engine.doctor_rows import ABSENT, FAIL, OK, WARN, Row
+from pipelines import nvdec
 
-CODECS = {
-    "h264": "H.264", "hevc": "HEVC", "av1": "AV1", "vp9": "VP9", "vp8": "VP8", "mpeg4": "MPEG-4",
-    "mjpeg": "MJPEG",
-}  # fmt: skip
-"""By FFmpeg's names."""
+CODECS = {codec: known.name for codec, known in nvdec.CODECS.items()}
+"""Names for people by FFmpeg's."""
 
 LZ4_KIND = "lz4"
 
@@ -68,12 +66,16 @@ def _nvcuvid_row(facts: Facts) -> Row:
     missing = facts.outcome("driver").get("libnvcuvid")
     if not missing:
         return Row("libnvcuvid", OK, "the driver's library for NVDEC is here")
-    videos = facts.device == "cuda" and any(facts.kinds().values())
-    return Row(
-        "libnvcuvid", FAIL if videos else WARN, missing, "without it NVDEC decodes no video",
-        facts.place.mend("video").replace("DRIVER", str(facts.driver_major or "VERSION"))
-        if not facts.place.in_container else facts.place.mend("video"),
-    )  # fmt: skip
+    why = "without it NVDEC decodes no video: FFmpeg does, on the CPU"
+    return Row("libnvcuvid", WARN, missing, why, _video_mend(facts))
+
+
+def _video_mend(facts: Facts) -> str:
+    """Command that brings the driver's decoder here."""
+    mend = facts.place.mend("video")
+    if facts.place.in_container:
+        return mend
+    return mend.replace("DRIVER", str(facts.driver_major or "VERSION"))
 
 
 def _nvdec_row(facts: Facts, codec: str) -> Row:
@@ -82,15 +84,28 @@ def _nvdec_row(facts: Facts, codec: str) -> Row:
         return Row(name, ABSENT, outcome.unchecked)
     if "nvdec_asked" not in outcome.said:
         return Row(name, ABSENT, "not checked: there was no clip, or its decoding ended before")
+    limits = outcome.get("nvdec_limits")
+    if not limits:
+        return _without_nvdec(facts, codec)
     fault = outcome.get("nvdec") or outcome.problem
     if not fault:
-        return Row(name, OK, "a clip decoded by NVDEC")
+        return Row(name, OK, f"a clip decoded by NVDEC; {limits}")
     needed = facts.device == "cuda" and facts.kinds().get(codec)
-    mend = "python -m pipelines.prepare DATASET --source DOWNLOAD --out OUT --as videos    # H.264"
-    if facts.outcome("driver").get("libnvcuvid"):
-        mend = facts.place.mend("video")
-    why = "this GPU or driver does not decode it; clips in it are for the CPU"
-    return Row(name, FAIL if needed else WARN, fault, why, mend)
+    why = f"clips in it are given to NVDEC, as the GPU says that it decodes {limits}"
+    return Row(name, FAIL if needed else WARN, fault, why, f"{nvdec.TO_H264}    # H.264")
+
+
+def _without_nvdec(facts: Facts, codec: str) -> Row:
+    """Row of a codec that the GPU does not decode or was not asked about: FFmpeg does."""
+    name, outcome = f"{CODECS[codec]}, NVDEC", facts.outcome(f"codec {codec}")
+    found, mend = f"this GPU has no {CODECS[codec]} decoder", f"{nvdec.TO_H264}    # H.264"
+    if "nvdec_limits" not in outcome.said:
+        reason = outcome.get("nvdec_silent") or outcome.problem
+        found, mend = f"NVDEC did not say what it decodes ({reason})", _video_mend(facts)
+    why = "its clips are decoded by FFmpeg on the CPU"
+    if facts.device == "cuda" and facts.kinds().get(codec):
+        return Row(name, WARN, found, why, mend)
+    return Row(name, ABSENT, f"{found}; {why}")
 
 
 def jpeg_rows(facts: Facts) -> Iterator[Row]:

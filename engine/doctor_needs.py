@@ -84,12 +84,11 @@ def _data(say: Say, data: DataConfig) -> None:
 
 
 def _kind(media: Media) -> dict[str, Any]:
-    """Codec of a video, or encoding of a packed frame, or `image`; and whether DALI decodes it on
-    a GPU."""
+    """Codec of a video, or encoding of a packed frame, or `image`."""
     if isinstance(media, (VideoFile, PackedVideo)):
-        return {"kind": media.info.codec, "video": True, "gpu": "gpu" in media.dali_devices}
+        return {"kind": media.info.codec, "video": True}
     kind = media.info.encoding if isinstance(media, PackedFrames) else "image"
-    return {"kind": kind, "video": False, "gpu": True}
+    return {"kind": kind, "video": False}
 
 
 def _memory(say: Say, config: Config, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import boxes_of
 from pipelines.folders import FrameList
-from pipelines.media import Media, VideoFile
+from pipelines.media import ByDali, Media, VideoFile
 from pipelines.sampling import branch_indices, sample_frames
 from pipelines.source import ClipRequest, Stream
 from pipelines.video_index import probe
@@ -52,7 +52,7 @@ def _clip_media(parts: Sequence[str], config: DataConfig) -> list[tuple[Media, i
             raise ValueError(f"{path}: is a file, but 16-bit depth is read from a folder of PNG")
         info = probe(path)
         # FFmpeg for all: clips given by hand may be of many kinds, in one batch.
-        found.append((VideoFile(path, info, frozenset()), info.num_frames))
+        found.append((VideoFile(path, info, ByDali()), info.num_frames))
     return found
 
 

@@ -51,13 +51,27 @@ def open_cache(config: DataConfig, name: str, log: Callable[[str], None]) -> Jso
     return JsonLines(None, log)
 
 
+def open_user_cache(name: str) -> JsonLines:
+    """Opens the cache `name` of what holds for every data set; in memory alone, without a word, if
+    the user's cache folder cannot be written."""
+    try:
+        os.makedirs(_user_folder(), exist_ok=True)
+        return JsonLines(os.path.join(_user_folder(), f"{name}.jsonl"), lambda problem: None)
+    except OSError:
+        return JsonLines(None, lambda problem: None)
+
+
 def _folders(config: DataConfig) -> list[str]:
     if config.cache_dir:
         return [os.path.expanduser(config.cache_dir)]
     root = os.path.abspath(os.path.expanduser(config.root))
-    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.sha256(root.encode(errors="surrogateescape")).hexdigest()[:16]
-    return [os.path.join(root, ".rgbd_cache"), os.path.join(user, "rgbd-motion-engine", digest)]
+    return [os.path.join(root, ".rgbd_cache"), os.path.join(_user_folder(), digest)]
+
+
+def _user_folder() -> str:
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(user, "rgbd-motion-engine")
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipelines.layouts import (
     video_path,
     video_patterns,
 )
-from pipelines.media import Media, PackedFrames, PackedVideo, VideoFile
+from pipelines.media import ByDali, Media, PackedFrames, PackedVideo, VideoFile
 from pipelines.pack_reader import Pack, find_shards
 from pipelines.video_index import Probe, probe_videos
 
@@ -118,26 +118,27 @@ def _videos(wanted: Mapping[Key, str], config: DataConfig, root: str, log: Log) 
     if not wanted:
         return {}
     probes = probe_videos(list(wanted.values()), root, open_cache(config, "videos", log))
-    able = _able(probes.values())
+    by_dali = _by_dali(probes.values())
     found = {}
     for key, path in wanted.items():
         probe = probes[path]
         if probe.info is None:
             found[key] = Found(None, 0, "", probe.error)
         else:
-            media = VideoFile(path, probe.info, able)
+            media = VideoFile(path, probe.info, by_dali)
             found[key] = Found(media, probe.info.num_frames, f"more in {path}; restore it")
     return found
 
 
-def _able(probes: Iterable[Probe]) -> frozenset[str]:
-    """Where DALI decodes all of these videos: on the "cpu", on the "gpu"."""
+def _by_dali(probes: Iterable[Probe]) -> ByDali:
+    """Tells whether DALI decodes all of these videos. No GPU is asked yet: ranks may have several
+    kinds."""
     sound = [probe.info for probe in probes if probe.info]
-    devices = {
-        "cpu": all(info.dali_cpu for info in sound),
-        "gpu": all(info.dali_gpu for info in sound),
-    }
-    return frozenset(device for device, is_able in devices.items() if is_able)
+    return ByDali(
+        on_cpu=all(info.dali_cpu for info in sound),
+        on_gpu=all(info.dali_gpu for info in sound),
+        pictures=frozenset(info.picture for info in sound if info.picture),
+    )
 
 
 def _packed(config: DataConfig, root: str, names: Sequence[str], log: Log) -> dict[Key, Found]:
@@ -195,9 +196,9 @@ def _packed_videos(
     if not wanted:
         return {}
     probes = probe_videos(list(wanted.values()), root, open_cache(config, "videos", log))
-    able = _able(probes.values())
+    by_dali = _by_dali(probes.values())
     return {
-        key: replace(found[key], media=PackedVideo(media, probe.info, able))
+        key: replace(found[key], media=PackedVideo(media, probe.info, by_dali))
         if (probe := probes[media]).info
         else Found(None, 0, "", probe.error)
         for key, media in wanted.items()

@@ -84,7 +84,8 @@ class KeptFrames:
         ]
         for part in self._parts(wanted):
             streams = [request.streams[self._place] for request in part]
-            way = way_of(streams[0].media, self.device)
+            device_id = self._options["device_id"] or 0  # None on the CPU
+            way = way_of(streams[0].media, self.device, device_id)
             if way is Way.RAW:
                 raise_fault(part, self.config, self.modality, way)
                 yield from (self._on_device(stream.decode()) for stream in streams)

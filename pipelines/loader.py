@@ -100,8 +100,7 @@ class Loader:
     ) -> Generator[tuple[Batch, torch.cuda.Event], None, None]:
         """Each batch, and when it is complete: in a thread and on a CUDA stream of its own, so that
         the step waits for no file and for no Python. DALI works ahead of it in turn."""
-        index = self.device.index
-        device_id = torch.cuda.current_device() if index is None else index
+        device_id = self._device_id()
         # bfloat16, which DALI does not know, holds the same values exactly: converted below.
         dtype = DALIDataType.FLOAT16 if self.dtype.itemsize == 2 else DALIDataType.FLOAT
         graph = partial(
@@ -211,19 +210,26 @@ class Loader:
         first = next(plan, None)
         if first is None:
             return
-        modalities, device = self.config.modalities, "cpu"
+        modalities, device, device_id = self.config.modalities, "cpu", 0
         if self.device.type == "cuda":
-            device = "gpu"
+            device, device_id = "gpu", self._device_id()
         plans = itertools.tee(itertools.chain([first], plan), len(modalities))
         runs: list[Iterator[tuple[Requests, Sequence[Any]]]] = []
         for modality, stream_of, own_plan in zip(modalities, first[0].streams, plans, strict=True):
-            way = Way.RAW if self.cache is not None else way_of(stream_of.media, device)
+            way = Way.RAW
+            if self.cache is None:
+                way = way_of(stream_of.media, device, device_id)
             if way is Way.RAW and device == "cpu":
                 runs.append(self._checked(own_plan, modality, way))
             else:
                 runs.append(run(graph, arrays, own_plan, self.config, modality, way, *stream))
         for results in zip(*runs, strict=True):
             yield results[0][0], [outputs for _, outputs in results]
+
+    def _device_id(self) -> int:
+        """Number of the GPU among those that CUDA shows to this process."""
+        index = self.device.index
+        return torch.cuda.current_device() if index is None else index
 
     def _checked(
         self, plan: Iterable[Requests], modality: str, way: Way

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import nvdec
 from pipelines.folders import FrameList, Frames
+from pipelines.nvdec import Picture
 from pipelines.pack_format import LZ4, VIDEO, TrackInfo
 from pipelines.pack_reader import Pack
 from pipelines.video import VideoInfo, decode_frames
@@ -36,13 +38,33 @@ class Way(Enum):
 
 
 @dataclass(frozen=True)
+class ByDali:
+    """Tells whether DALI decodes every video of a list: there is one way for all of them."""
+
+    on_cpu: bool = False
+    on_gpu: bool = False
+    """True if only the GPU has to be asked, about all `pictures`."""
+
+    pictures: frozenset[Picture] = frozenset()
+    """Codecs and sizes of the list's videos."""
+
+    def refusal(self, device_id: int) -> str:
+        """Says why FFmpeg decodes a list that is otherwise fit for NVDEC (`Decoders.refusal`);
+        empty if NVDEC decodes it, or would on no GPU."""
+        return nvdec.decoders(device_id).refusal(self.pictures) if self.on_gpu else ""
+
+    def on(self, device: str, device_id: int) -> bool:
+        """Whether it does on "cpu", or on "gpu": the CUDA device of this number, which is asked."""
+        return self.on_cpu if device == "cpu" else self.on_gpu and not self.refusal(device_id)
+
+
+@dataclass(frozen=True)
 class VideoFile:
     """A video on disk."""
 
     path: str
     info: VideoInfo
-    dali_devices: frozenset[str]
-    """Where DALI decodes every video of the list: on the "cpu", on the "gpu"."""
+    by_dali: ByDali
 
     @property
     def name(self) -> str:
@@ -118,8 +140,7 @@ class PackedVideo:
 
     packed: PackedFrames
     info: VideoInfo
-    dali_devices: frozenset[str]
-    """Where DALI decodes every video of the list: on the "cpu", on the "gpu"."""
+    by_dali: ByDali
 
     @property
     def name(self) -> str:
@@ -147,13 +168,14 @@ class PackedVideo:
 Media = Frames | FrameList | VideoFile | PackedFrames | PackedVideo
 
 
-def way_of(media: Media, device: str) -> Way:
-    """How these frames, and all others of their list, are decoded on "cpu" or "gpu"."""
+def way_of(media: Media, device: str, device_id: int = 0) -> Way:
+    """How these frames, and all others of their list, are decoded on "cpu" or "gpu": the CUDA
+    device of this number."""
     if isinstance(media, (Frames, FrameList)):
         return Way.FILES
     if isinstance(media, (VideoFile, PackedVideo)):
         way = Way.VIDEO if isinstance(media, VideoFile) else Way.VIDEO_DATA
-        return way if device in media.dali_devices else Way.RAW
+        return way if media.by_dali.on(device, device_id) else Way.RAW
     if media.is_lz4:
         return Way.LZ4 if device == "gpu" else Way.RAW
     assert not media.is_video, "made a PackedVideo when the list was read"

@@ -33,6 +33,8 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipelines.nvdec import FORMATS, Picture
+
 SEEK_GAIN = 4
 """Frames that a seek must save: as many may be lost in the decoder, which puts them in order."""
 MOST_PIXELS = 2**26
@@ -42,17 +44,8 @@ INTERPOLATION = (
 )  # DALI's: the pixels of its CPU backend are bit-equal
 
 DALI_CPU = frozenset({"mjpeg", "vp8", "vp9"})
-NVDEC_LEAST = {
-    "h264": (48, 16),
-    "hevc": (144, 144),
-    "mpeg4": (48, 16),
-    "mjpeg": (64, 64),
-    "vp8": (48, 16),
-    "vp9": (128, 128),
-    "av1": (128, 128),
-}
-"""Width and height of the smallest pictures that the hardware takes (NVIDIA's support matrix)."""
-NVDEC_10_BIT = frozenset({"hevc", "vp9", "av1"})
+BIT_DEPTHS = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
+"""Bits per sample of the pixel formats that NVDEC is given."""
 
 RESTORE = "restore it or take its clip off the list"
 
@@ -108,20 +101,19 @@ class VideoInfo:
         return self.codec in DALI_CPU and self.plain and not self.quarter_turns
 
     @property
+    def picture(self) -> Picture | None:
+        """Format and size that a GPU is asked about; None where no GPU need be asked."""
+        bits = BIT_DEPTHS.get(self.pixel_format, 0)
+        known = (self.codec, bits) in FORMATS
+        return Picture(self.codec, bits, self.width, self.height) if known else None
+
+    @property
     def dali_gpu(self) -> bool:
-        """Whether DALI's mixed backend (NVDEC) should: conservative where its source has gaps."""
-        least_width, least_height = NVDEC_LEAST.get(self.codec, (MOST_PIXELS, MOST_PIXELS))
-        eight_bit = self.pixel_format in ("yuv420p", "yuvj420p")
-        ten_bit = self.pixel_format == "yuv420p10le" and self.codec in NVDEC_10_BIT
+        """Whether DALI's mixed backend should deliver the frames of this file, if the GPU's NVDEC
+        decodes its pictures (pipelines/nvdec.py). Conservative where DALI's source has gaps."""
         even = self.width % 2 == 0 and self.height % 2 == 0  # it halves sizes to find the chroma
-        large = self.width >= least_width and self.height >= least_height
-        return (
-            self.plain
-            and not (self.interlaced or self.quarter_turns)
-            and (eight_bit or ten_bit)
-            and even
-            and large
-        )
+        plain = self.plain and not (self.interlaced or self.quarter_turns)
+        return plain and even and self.picture is not None
 
 
 def decode_frames(

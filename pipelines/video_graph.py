@@ -1,5 +1,6 @@
 """Videos as DALI operators: encoded bytes and frame numbers -> frames. Only for files that `probe`
-of pipelines/video_index.py has passed; VideoInfo says which backend takes which.
+of pipelines/video_index.py has passed; VideoInfo says which backend takes which, and the GPU what
+its NVDEC decodes (pipelines/nvdec.py).
 
 Why only those, with DALI 2.4:
 - A frame number past the end gives a black frame and no error. DALI counts packets: of a VP8 file,

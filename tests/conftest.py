@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nvdecs
 import pytest
 import runs
 import torch
 import yaml
 
 from engine.run import RunDirectory
+from pipelines import nvdec
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +81,34 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
+@pytest.fixture
+def nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known of any NVDEC: a cache folder of the test's own, no answer in memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    nvdec.decoders.cache_clear()
+    yield
+    nvdec.decoders.cache_clear()
+
+
+@pytest.fixture
+def put_gpu(nothing_known: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Puts a GPU of tests/nvdecs.py into this machine; the list grows by each question asked."""
+    asked: list[int] = []
+
+    def put(name: str, version: str = "580.65.06") -> list[int]:
+        def ask_child(command):
+            asked.append(int(command[-1]))
+            return nvdecs.answer(name)
+
+        key = f"{nvdecs.GPUS[name][0]}; driver {version}"
+        monkeypatch.setattr(nvdec, "gpu_and_driver", lambda device_id: key)
+        monkeypatch.setattr(nvdec, "_ask_child", ask_child)
+        nvdec.decoders.cache_clear()
+        return asked
+
+    return put
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu are skipped where there is no GPU, unless one was promised."""
     if torch.cuda.is_available() or os.environ.get("REQUIRE_CUDA") == "1":
@@ -86,3 +116,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says how many tests were skipped for want of a decoder, so that none passes unseen."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple)]
+    for line in nvdecs.skip_counts(reasons):
+        terminalreporter.write_line(line, yellow=True)

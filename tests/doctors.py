@@ -29,6 +29,7 @@ SMI = {
 }  # fmt: skip
 DALI = {"packages": {"nvidia-dali-cuda120": "2.4.0"}, "version": "2.4.0", "cpu": ""}
 CODEC = {"ffmpeg": "", "found": "h264"}
+NVDEC = {"nvdec_asked": True, "nvdec_limits": "48x16 to 4096x4096", "nvdec": ""}
 CONFIG = {
     "wanted": "auto", "device": "cpu", "model": "decoupled", "optimizer": "sgd", "compile": "auto",
     "modality": "rgb", "cache": "none", "cache_gb": 8.0, "workers": 0, "ranks": 1,
@@ -59,7 +60,7 @@ def machine(gpus: int = 0, place: str = "host", host: dict | None = None, **said
             "torch": {**TORCH, "available": True, "count": gpus, "apart": [], **cards},
             "all-reduce NCCL": {}, "nvJPEG": {"gpu": "", "engines": 7},
             "LZ4": {"cpu": True, "gpu": True},
-            "codec h264": {**CODEC, "nvdec_asked": True, "nvdec": ""},
+            "codec h264": {**CODEC, **NVDEC},
         }  # fmt: skip
     names = {key.replace(" ", "_").replace("-", "_").lower(): key for key in [*probes, "config"]}
     outcomes = {key: Outcome(facts) for key, facts in probes.items()}

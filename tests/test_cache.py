@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cache import open_cache
+from pipelines.cache import open_cache, open_user_cache
 from pipelines.config import DataConfig
 
 
@@ -72,3 +72,16 @@ def test_a_disk_that_fills_up_stops_nothing(
     cache.put("b", 2)
     assert (cache.get("a"), cache.get("b")) == (1, 2)
     assert said == [f"{file}: Is a directory; going on without this cache"]
+
+
+def test_a_users_cache_that_cannot_be_written_is_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    open_user_cache("things").put("a", 1)
+    assert open_user_cache("things").get("a") == 1
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cache = open_user_cache("things")
+    cache.put("a", 2)
+    assert cache.get("a") == 2 and open_user_cache("things").get("a") is None

@@ -5,6 +5,7 @@ import io
 import av
 import numpy as np
 import pytest
+from nvdecs import answer, need
 from test_doctor_probes import Said, probed
 
 from engine import doctor_decoding
@@ -89,9 +90,53 @@ def test_dali_ffmpeg_and_lz4(said):
     assert said["cpu"] is True
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """Puts a GPU of tests/nvdecs.py into this machine, whose decoder gives the CPU's frames."""
+
+    def put(name: str) -> list[str]:
+        decoded: list[str] = []
+
+        def by_dali(video, numbers, device):
+            decoded.append(device)
+            return np.stack([frame(number) for number in numbers])
+
+        said = answer(name)
+        monkeypatch.setattr(doctor_decoding.nvdec, "ask", lambda device_id: said)
+        monkeypatch.setattr(doctor_decoding, "_by_dali", by_dali)
+        return decoded
+
+    return put
+
+
+@pytest.mark.parametrize(("name", "limits"), [("hopper", ""), ("ada", "128x128 to 8192x8192")])
+def test_a_clip_goes_to_nvdec_only_if_the_gpu_decodes_such(said, gpu, name, limits):
+    decoded = gpu(name)
+    probe_codec(said, "av1", "cuda")
+    assert (said["nvdec_asked"], said["nvdec_limits"]) == (True, limits)
+    assert said.get("nvdec") == ("" if limits else None) and decoded == ["gpu"] * bool(limits)
+
+
+def test_a_gpu_that_does_not_say_is_given_no_clip(said, gpu, monkeypatch):
+    decoded = gpu("ada")
+
+    def ask(device_id):
+        raise OSError("libnvcuvid.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(doctor_decoding.nvdec, "ask", ask)
+    probe_codec(said, "h264", "cuda")
+    assert said["nvdec_silent"].startswith("libnvcuvid.so.1: cannot open")
+    assert "nvdec_limits" not in said and not decoded
+
+
 @pytest.mark.gpu
-def test_the_gpus_decoders():
-    for codec in ("h264", "hevc", "vp9", "mjpeg"):
-        assert probed("codec", codec, "cuda").get("nvdec") == ""
+@pytest.mark.parametrize("codec", ENCODERS)
+def test_nvdec_decodes_a_clip_of_every_codec_that_the_gpu_has(codec):
+    need(codec)
+    assert probed("codec", codec, "cuda").get("nvdec") == ""
+
+
+@pytest.mark.gpu
+def test_the_gpus_other_decoders():
     assert probed("nvJPEG").get("gpu") == ""
     assert probed("LZ4", "cuda").get("gpu") is True

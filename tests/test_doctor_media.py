@@ -1,5 +1,6 @@
 """Decoders that work, and what it means where one does not."""
 
+import pytest
 from doctors import machine, named
 
 from engine.doctor_children import Outcome
@@ -50,9 +51,11 @@ def test_where_nothing_encodes_a_clip_it_says_so():
 
 
 def test_nvdec():
-    assert h264("H.264, NVDEC", gpus=1).state == OK
+    row = h264("H.264, NVDEC", gpus=1)
+    assert (row.state, row.found) == (OK, "a clip decoded by NVDEC; 48x16 to 4096x4096")
     crashed = Outcome(
-        {"ffmpeg": "", "nvdec_asked": True}, "ended by SIGSEGV while decoding by NVDEC"
+        {"ffmpeg": "", "nvdec_asked": True, "nvdec_limits": "48x16 to 4096x4096"},
+        "ended by SIGSEGV while decoding by NVDEC",
     )
     row = h264("H.264, NVDEC", gpus=1, codec_h264=crashed)
     assert row.state == WARN and "--as videos" in row.mend
@@ -65,14 +68,37 @@ def test_nvdec():
     assert wrong.state == WARN
 
 
+LACKING = Outcome({"ffmpeg": "", "nvdec_asked": True, "nvdec_limits": ""})
+SILENT = Outcome({"ffmpeg": "", "nvdec_asked": True, "nvdec_silent": "cannot open libnvcuvid"})
+CRASHED = Outcome({"ffmpeg": "", "nvdec_asked": True}, "ended by SIGSEGV while asking NVDEC")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "found", "mend"),
+    [
+        (LACKING, "this GPU has no H.264 decoder", "--as videos"),
+        (SILENT, "NVDEC did not say what it decodes (cannot open libnvcuvid)", "-decode-580"),
+        (CRASHED, "NVDEC did not say what it decodes (ended by SIGSEGV while asking NVDEC)",
+         "-decode-580"),
+    ],
+)  # fmt: skip
+def test_a_codec_without_a_decoder_is_for_the_cpu_and_stops_no_run(outcome, found, mend):
+    row = h264("H.264, NVDEC", gpus=1, codec_h264=outcome)
+    assert row.state == ABSENT
+    assert row.found == f"{found}; its clips are decoded by FFmpeg on the CPU"
+    needed = h264("H.264, NVDEC", gpus=1, codec_h264=outcome, config={})
+    assert (needed.state, needed.found) == (WARN, found) and mend in needed.mend
+    on_cpu = h264("H.264, NVDEC", gpus=1, codec_h264=outcome, config={"wanted": "cpu"})
+    assert on_cpu.state == ABSENT
+    assert h264(gpus=1, codec_h264=outcome).state == OK
+
+
 def test_the_library_for_nvdec_that_a_container_was_not_given():
     missing = {"libnvcuvid": "libnvcuvid.so.1: cannot open shared object file"}
-    row = h264("libnvcuvid", gpus=1, place="docker", driver=missing)
-    assert row.state == WARN and "NVIDIA_DRIVER_CAPABILITIES=compute,video,utility" in row.mend
-    assert h264("libnvcuvid", gpus=1, place="docker", driver=missing, config={}).state == FAIL
+    for config in ({}, {"config": {}}):  # FFmpeg decodes what NVDEC does not
+        row = h264("libnvcuvid", gpus=1, place="docker", driver=missing, **config)
+        assert row.state == WARN and "NVIDIA_DRIVER_CAPABILITIES=compute,video,utility" in row.mend
     assert h264("libnvcuvid", gpus=1, driver=missing).mend.endswith("libnvidia-decode-580")
-    images = {which: {"kinds": [{"kind": "image", "video": False}]} for which in ("train", "eval")}
-    assert h264("libnvcuvid", gpus=1, driver=missing, config=images).state == WARN
 
 
 def test_ffmpeg():

@@ -29,7 +29,7 @@ def test_a_sound_config(needs, tiny_config):
     for key in ("batch", "data", "weights", "memory"):
         assert said[f"{key}_problem"] == ""
     assert said["train"] == {
-        "clips": 23, "source": "frames", "kinds": [{"kind": "image", "video": False, "gpu": True}],
+        "clips": 23, "source": "frames", "kinds": [{"kind": "image", "video": False}],
     }  # fmt: skip
     assert said["eval"]["clips"] == 7
     assert said["clips"] == 6 and 2**20 < said["memory_bytes"] < 2**30

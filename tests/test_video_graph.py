@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nvdecs import need_kind
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType
 from videos import number_of, write_kind, write_video, write_with_hidden_frames
 
+from pipelines.nvdec import decoders
 from pipelines.video import decode_frames
 from pipelines.video_copy import copy_with_times
 from pipelines.video_graph import decode_video
@@ -144,6 +146,7 @@ def test_no_damaged_file_that_the_probe_lets_through_ends_the_process(tmp_path, 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", NVDEC_KINDS)
 def test_nvdec_finds_the_same_frames(tmp_path: Path, kind: str) -> None:
+    need_kind(kind)
     path = str(write_kind(tmp_path, kind, 30))
     info = probe(path)
     assert info.dali_gpu
@@ -157,6 +160,7 @@ def test_nvdec_finds_the_same_frames(tmp_path: Path, kind: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["h264_avi_bframes", "mpeg4_bframes"])
 def test_nvdec_finds_the_frames_of_an_avi_that_was_given_times(tmp_path: Path, kind: str) -> None:
+    need_kind(kind)
     copy = tmp_path / "copy.mp4"
     copy_with_times(str(write_kind(tmp_path, kind, 30)), str(copy))
     (found,) = decode([copy.read_bytes()], [[29, 0, 13, 14, 3]], "gpu")
@@ -165,7 +169,9 @@ def test_nvdec_finds_the_frames_of_an_avi_that_was_given_times(tmp_path: Path, k
 
 @pytest.mark.gpu
 def test_nvdec_decodes_several_codecs_in_one_batch(tmp_path: Path) -> None:
-    kinds = ["h264", "hevc", "vp9", "av1", "mpeg4"]
+    kinds = ["h264", "hevc", "vp9", "mpeg4"]
+    if decoders().limits.get(("av1", 8)):
+        kinds.append("av1")
     files = [write_kind(tmp_path, kind, 30).read_bytes() for kind in kinds]
-    found = decode(files, [[29 - i, i] for i in range(5)], "gpu")
-    assert [numbers(frames) for frames in found] == [[29 - i, i] for i in range(5)]
+    asked = [[29 - i, i] for i in range(len(kinds))]
+    assert [numbers(frames) for frames in decode(files, asked, "gpu")] == asked

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from nvdecs import answer
 from packs import encode
 from videos import picture, turned, write_kind, write_video
 
@@ -61,7 +62,8 @@ def test_which_dali_decoders_take_it(tmp_path, kind, codec, pixel_format, cpu, g
 
 def test_a_small_or_turned_video_is_not_for_nvdec(tmp_path: Path) -> None:
     small = probe(str(write_video(tmp_path / "s.webm", 3, "libvpx-vp9", size=(96, 96))))
-    assert small.dali_cpu and not small.dali_gpu
+    assert small.dali_cpu and small.picture == ("vp9", 8, 96, 96)
+    assert small.dali_gpu and not answer("ada").takes(small.picture)
     upright = write_video(tmp_path / "v.mp4", 3, "libvpx-vp9")
     (tmp_path / "t.mp4").write_bytes(turned(upright.read_bytes(), 1))
     assert probe(str(upright)).dali_cpu

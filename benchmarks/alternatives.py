@@ -70,6 +70,12 @@ def joined_points(network: nn.Module) -> None:
         module.join = _Joined(module, units, norm)  # type: ignore[assignment, method-assign]
 
 
+def gathered_joined(network: nn.Module) -> None:
+    """Both, on GPUs."""
+    gathered_pool(network)
+    joined_points(network)
+
+
 class _Joined:
     """Inception.join with one convolution for `units`."""
 

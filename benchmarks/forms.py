@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternatives import ALTERNATIVES, gathered_pool
+from benchmarks.alternatives import ALTERNATIVES, gathered_joined, gathered_pool
 from benchmarks.straightforward import StraightforwardNetwork
 from benchmarks.straightforward_umdr import StraightforwardUmdrNetwork
 from engine.accumulation import Shares
@@ -62,6 +62,7 @@ class Setting:
     device: str = "cpu"
     warmup: int = 2
     steps: int = 9
+    together: int = 1
 
     @property
     def branch_frames(self) -> tuple[int, ...]:
@@ -84,8 +85,9 @@ class Setting:
 
 def straightforward(setting: Setting, tf32: bool = False, precision: str = "fp32") -> Step:
     """The literal network, contiguous, its optimizer walking from parameter to parameter as torch's
-    did by default."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    did by default. `tf32`: as torch leaves it to the engine's own forms, in convolutions only."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = tf32
     network = STRAIGHTFORWARD[setting.network](**setting.options())
     network.load_state_dict(engine_network(setting).state_dict())
     network = network.to(setting.device).train()
@@ -129,6 +131,12 @@ def engine(
     return _step(model, optimizer, precision, batch, shares, average)
 
 
+def measured_algorithms(setting: Setting, **options: Any) -> Step:
+    """cuDNN tries its algorithms for each convolution's shapes and keeps the fastest."""
+    torch.backends.cudnn.benchmark = True
+    return engine(setting, **options)
+
+
 def collected_apart(setting: Setting) -> Step:
     """Python collects garbage before every hundredth step and at no other time."""
     step = engine(setting, "auto")
@@ -161,6 +169,14 @@ FORMS: dict[str, Callable[[Setting], Step]] = {
     "uncompiled_gathered_pool_bf16": partial(
         engine, precision="bf16", compiled="off", change=gathered_pool
     ),
+    "gathered_joined_bf16": partial(engine, precision="bf16", change=gathered_joined),
+    "uncompiled_gathered_joined_bf16": partial(
+        engine, precision="bf16", compiled="off", change=gathered_joined
+    ),
+    "cudnn_benchmark_bf16": partial(measured_algorithms, precision="bf16"),
+    "uncompiled_cudnn_benchmark_bf16": partial(
+        measured_algorithms, precision="bf16", compiled="off"
+    ),
     "graphed": partial(engine, precision="auto", compiled="off", graphed=True),
     "compiled_graphed": partial(engine, precision="auto", graphed=True),
     "torch_sgd": partial(engine, precision="auto", fused="torch"),
@@ -178,10 +194,11 @@ FORMS: dict[str, Callable[[Setting], Step]] = {
 
 
 def default_forms(device: str) -> list[str]:
-    """What README's table shows."""
+    """What README's table shows. On a GPU `chosen` in fp32 has TF32 in its convolutions, and what
+    it is measured against has it too."""
     if device == "cuda":
-        return ["straightforward", "straightforward_tf32", "straightforward_bf16", "chosen",
-                "chosen_bf16", "uncompiled_bf16"]  # fmt: skip
+        return ["straightforward_tf32", "chosen", "chosen_bf16", "uncompiled_bf16",
+                "straightforward_bf16", "straightforward"]  # fmt: skip
     return ["straightforward", "chosen"]
 
 

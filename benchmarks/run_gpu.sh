@@ -1,118 +1,179 @@
 #!/usr/bin/env bash
-# All tests marked gpu and all benchmarks on a machine with an NVIDIA GPU, in groups of less than
-# nine minutes each:
+# All tests marked gpu and all benchmarks on a machine with an NVIDIA GPU: groups in the order of
+# their worth, each less than nine minutes, all of them less than 25.
 #
-#     bash benchmarks/run_gpu.sh                 # from the repository root: all groups
-#     bash benchmarks/run_gpu.sh tests step      # some of: tests step batches loader training demo
+#     bash benchmarks/run_gpu.sh                 # from the repository root: all groups but demo
+#     bash benchmarks/run_gpu.sh tests step      # some of: tests step loader training rest demo
 #     DRY_RUN=1 bash benchmarks/run_gpu.sh       # print the commands
+#     TINY=1 bash benchmarks/run_gpu.sh          # act it out on a CPU, in minutes
 #
-# Results, logs and JUnit XML go to $OUT (benchmarks/results/gpu), clips to a temporary folder.
-# $PYTHON (python) needs torch, DALI and this repository's other packages; nothing is downloaded.
-# Each part has a time limit of its own: one that fails or hangs does not stop the rest. The exit
-# status is the number of parts that failed.
+# All results, logs too, are in one archive, $OUT/gpu_GROUPS.tar.gz (OUT: benchmarks/results/gpu),
+# which is written anew after each part. $PYTHON (python3) needs torch, DALI and this repository's
+# other packages; nothing is downloaded. Each part has a time limit of its own: one that fails or
+# hangs does not stop the rest, and keeps what it has found out until then. The exit status is the
+# number of parts that failed. TINY: what only a GPU can do is a row that says so, and its part
+# counts as failed.
 
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-benchmarks/results/gpu}
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
 failed=0
 
-# part NAME SECONDS COMMAND...: runs it, output to $out/NAME.log and its end to the terminal.
+# What TINY makes small.
+if [ -z "${TINY:-}" ]; then
+  device=cuda
+  tests=(env REQUIRE_CUDA=1 "$python" -m pytest -v --numprocesses 6)
+  step=(--size 224 --batch 16 --steps 5 --profile)
+  umdr=()
+  loader=(--batch 16 --clips 192 --windows 3)
+  training=(--clips 192 --windows 3)
+  curve=(--memory-curve 2000)
+  sample=()
+  demo=configs/demo_rgb_gpu.yaml
+else
+  device=cpu
+  tests=("$python" -m pytest -v --numprocesses 2)
+  small=(--size 32 --width 8 --dim 64 --warmup 1)
+  step=("${small[@]}" --frames 8 --num-blocks 1 --batch 2 --steps 2 --profile)
+  umdr=(--num-blocks 3)
+  loader=(--batch 2 --clips 8 --windows 1 --size 32 --frames 8 --rgb-size 96x72
+          --depth-size 96x72)
+  training=(--clips 8 --windows 1 --size 32 --frames 8 --batch 2 --rgb-size 96x72)
+  curve=(--memory-curve 40)
+  sample=(--clips 16 --eval-clips 8)
+  demo=configs/demo_rgb.yaml
+fi
+# Where one batch is asked for after another: the last --batch counts.
+batches=(8 32)
+[ -z "${TINY:-}" ] || batches=(1 3)
+
+# part NAME SECONDS COMMAND...: runs it, output to NAME.log and its end to the terminal.
 part() {
   local name=$1 limit=$2 status
   shift 2
   printf '\n== %s (at most %s s): %s\n' "$name" "$limit" "$*"
   [ -n "${DRY_RUN:-}" ] && return
-  timeout --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1
+  timeout --kill-after=10 "$limit" "$@" > "$results/$name.log" 2>&1
   status=$?
-  tail -n 60 "$out/$name.log"
-  printf '== %s: exit status %s after %s s in all\n' "$name" "$status" "$SECONDS"
+  tail -n 60 "$results/$name.log"
+  printf '== %s: exit status %s after %s s in all\n' "$name" "$status" "$SECONDS" |
+    tee -a "$results/parts.log"
   [ "$status" -eq 0 ] || failed=$((failed + 1))
+  archive
 }
 
-# Versions, what this machine lacks, and every test that needs a GPU. A module that cannot be
-# imported fails by itself.
+# Under another name first: what is there is always whole.
+archive() {
+  tar -C "$work" -czf "$out/.archive" results && mv "$out/.archive" "$out/gpu_$groups.tar.gz"
+}
+
+# Tests of some files, or of all but those, those of one group of six side by side. Each is written
+# to the log when it ends, and one that hangs ends alone.
+gpu_tests() {
+  part "$1" "$2" "${tests[@]}" -m gpu --timeout 100 --timeout-method thread --durations 20 \
+    --continue-on-collection-errors --junitxml "$results/$1.xml" "${@:3}"
+}
+
+# What every other figure hangs on.
+core=(tests/test_loader.py tests/test_graph.py tests/test_sources.py tests/test_video_graph.py
+      tests/test_loop.py tests/test_timing.py tests/test_cuda_graph.py)
+
+# Versions and what this machine lacks; then the loader and the step by their tests.
 group_tests() {
-  part machine 20 bash -c 'nvidia-smi; ldconfig -p | grep nvcuvid || echo "no libnvcuvid: no NVDEC"
-    "$0" -c "
-import sys, cv2, numpy, torch, nvidia.dali
+  part machine 20 bash -c 'nvidia-smi; "$0" -c "
+import ctypes, sys, cv2, numpy, torch, nvidia.dali
+try:
+    ctypes.CDLL(\"libnvcuvid.so.1\")
+except OSError as error:
+    print(\"no NVDEC:\", error)
 print(\"python\", sys.version.split()[0], \"torch\", torch.__version__, \"CUDA\", torch.version.cuda,
       \"cuDNN\", torch.backends.cudnn.version(), \"DALI\", nvidia.dali.__version__,
       \"OpenCV\", cv2.__version__, \"NumPy\", numpy.__version__)
 sys.exit(not torch.cuda.is_available())"' "$python"
   part doctor 60 "$python" -m engine.doctor
-  part tests 440 env REQUIRE_CUDA=1 "$python" -m pytest -q -m gpu --durations=30 \
-    --continue-on-collection-errors --junitxml "$out/tests.xml"
+  gpu_tests tests 180 "${core[@]}"
 }
 
-# At one batch size: the straightforward form beside the chosen one, then the chosen one beside what
-# is to be decided by measurement, with the kernels that hold it.
+# The step as it is trained, with what is likely to be gained first, and the kernels that hold it.
 group_step() {
-  part step 220 "$python" -m benchmarks.step --size 224 --batch 8 --steps 9 --profile \
-    --json "$out/step.json"
-  part step_tried 300 "$python" -m benchmarks.step --size 224 --batch 8 --steps 9 --profile --forms \
-    chosen_bf16 gathered_pool_bf16 uncompiled_bf16 uncompiled_gathered_pool_bf16 joined_points \
-    split_pool graphed compiled_graphed --json "$out/step_tried.json"
+  part step 240 "$python" -m benchmarks.step "${step[@]}" --json "$results/step.json" --forms \
+    chosen_bf16 gathered_pool_bf16 uncompiled_bf16 straightforward_tf32
 }
 
-# Where the device is full, and UMDR's network.
-group_batches() {
-  for clips in 1 16 32; do
-    part "step_$clips" 80 "$python" -m benchmarks.step --size 224 --batch "$clips" --steps 7 \
-      --forms chosen_bf16 uncompiled_bf16 --json "$out/step_$clips.json"
+# Files in the page cache: stages of frame folders, decoders by hardware share and threads.
+group_loader() {
+  part loader 200 "$python" -m benchmarks.loader --data "$data" "${loader[@]}" \
+    --only "$device/frames/rgb/*/warm" "$device/*/rgb/motion/warm" "$device/*_hw*/rgb/decode/warm" \
+    "$device/videos*/rgb/decode/warm" "$device/pack/rgbd/motion/warm" \
+    --json "$results/loader.json"
+}
+
+# The network compiled, from every source, beside its loader and its step.
+group_training() {
+  part end_to_end 200 "$python" -m benchmarks.end_to_end --data "$data" "${training[@]}" \
+    --networks decoupled --sources frames videos pack --json "$results/end_to_end.json"
+}
+
+# All other tests, other batches and networks, and what is to be decided by measuring.
+group_rest() {
+  local clips frames
+  gpu_tests tests_rest 160 tests "${core[@]/#/--ignore=}"
+  part step_tried 170 "$python" -m benchmarks.step "${step[@]}" --json "$results/step_tried.json" \
+    --forms chosen_bf16 gathered_joined_bf16 cudnn_benchmark_bf16 compiled_graphed graphed \
+    uncompiled_gathered_joined_bf16 uncompiled_cudnn_benchmark_bf16 straightforward_bf16 chosen \
+    straightforward
+  for clips in "${batches[@]}"; do
+    part "step_$clips" 45 "$python" -m benchmarks.step "${step[@]}" --batch "$clips" \
+      --forms chosen_bf16 uncompiled_bf16 --json "$results/step_$clips.json"
   done
   for frames in 16 32; do
-    part "step_umdr_$frames" 130 "$python" -m benchmarks.step --network umdr --frames "$frames" \
-      --size 224 --batch 16 --steps 7 --forms straightforward_tf32 uncompiled_bf16 chosen_bf16 \
-      --json "$out/step_umdr_$frames.json"
+    part "step_umdr_$frames" 40 "$python" -m benchmarks.step "${step[@]}" "${umdr[@]}" \
+      --network umdr --frames "$frames" --forms chosen_bf16 straightforward_tf32 \
+      --json "$results/step_umdr_$frames.json"
   done
-}
-
-# Files in the page cache stage by stage, and cold ones: of RGB and RGB-D all, of depth the whole.
-group_loader() {
-  part loader 170 "$python" -m benchmarks.loader --data "$data" --batch 16 --clips 192 --windows 3 \
-    --only 'cuda/*/rgb/*/warm' 'cuda/*/rgbd/*/warm' 'cuda/*/*/motion/*' --json "$out/loader.json"
-  part loader_memory 25 "$python" -m benchmarks.loader --data "$data/small" --memory-curve 2000 \
+  part loader_memory 25 "$python" -m benchmarks.loader --data "$data/small" "${curve[@]}" \
     --clips 16 --size 64 --frames 8 --batch 4 --rgb-size 96x72 --depth-size 96x72 \
-    --json "$out/loader_memory.json" --plot "$out/loader_memory.png"
-}
-
-# Training: every network from every source, uncompiled, as compiling all takes longer than
-# measuring them; the first network compiled too.
-group_training() {
-  part end_to_end 180 "$python" -m benchmarks.end_to_end --data "$data" --clips 192 --windows 3 \
-    --networks decoupled umdr r3d_18 --sources frames videos pack --compile off \
-    --json "$out/end_to_end.json"
-  part end_to_end_compiled 160 "$python" -m benchmarks.end_to_end --data "$data" --clips 192 \
-    --windows 3 --networks decoupled --sources frames videos --json "$out/end_to_end_compiled.json"
+    --json "$results/loader_memory.json" --plot "$results/loader_memory.png"
 }
 
 # The demo as `make demo` runs it where there is a GPU.
 group_demo() {
-  part sample_data 40 "$python" -m pipelines.synthetic "$data/sample"
+  part sample_data 40 "$python" -m pipelines.synthetic "$data/sample" "${sample[@]}"
   part demo 400 "$python" -m torch.distributed.run --standalone --nproc_per_node=1 \
-    engine/train.py --config configs/demo_rgb_gpu.yaml data.root="$data/sample" \
-    train.run_dir="$data/demo"
+    engine/train.py --config "$demo" data.root="$data/sample" train.run_dir="$data/demo"
   part demo_result 10 grep -E '"(top1|device|clips_per_s|data_wait)": .*' "$data/demo/result.json"
 }
 
-if [ -z "${DRY_RUN:-}" ]; then
-  mkdir -p "$out" || exit 1
-  data=$(mktemp -d) || exit 1
-  trap 'rm -rf "$data"' EXIT
-else
-  data=DATA
-fi
-
-[ $# -gt 0 ] || set -- tests step batches loader training demo
+[ $# -gt 0 ] || set -- tests step loader training rest
 for group; do
   declare -F "group_$group" > /dev/null || {
-    echo "error: $group: no such group; take of tests step batches loader training demo" >&2
+    echo "error: $group: no such group; take of tests step loader training rest demo" >&2
     exit 2
   }
+done
+groups=$(IFS=_; echo "$*")
+
+if [ -z "${DRY_RUN:-}" ]; then
+  mkdir -p "$out" || exit 1
+  work=$(mktemp -d) || exit 1
+  trap 'rm -rf "$work"' EXIT
+  trap 'archive; exit 143' INT TERM
+  mkdir "$work/results"
+  # One compiler cache: what one part has compiled is not compiled again by the next. Memory in
+  # pieces that grow: forms of several gigabytes follow each other.
+  export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
+  export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+else
+  work=WORK
+fi
+results=$work/results
+data=$work/data
+
+for group; do
   printf '\n=== %s\n' "$group"
   "group_$group"
 done
 
-printf '\n%s parts failed; results in %s\n' "$failed" "$out"
+printf '\n%s parts failed; results in %s\n' "$failed" "$out/gpu_$groups.tar.gz"
 exit "$failed"

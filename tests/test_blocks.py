@@ -94,6 +94,29 @@ def test_the_3x3x3_pool_pads_with_zeros_in_space_and_time(frames, height, width)
         assert torch.equal(planes_to_video(found, frames), expected)
 
 
+@pytest.mark.parametrize("nonnegative", [True, False])
+@pytest.mark.parametrize("frames", [1, 2, 7])
+def test_the_3x3x3_pool_of_single_pixels_is_the_3d_one_with_its_gradients(
+    frames, nonnegative
+) -> None:
+    torch.manual_seed(frames)
+    levels = torch.randint(0 if nonnegative else -4, 4, (2 * frames, 5, 1, 1)).double()  # with ties
+    sent = torch.randn(2 * frames, 5, 1, 1, dtype=torch.float64)
+    results = []
+    for pool in (max_pool_3x3x3, lambda planes, *_: padded_pool(planes, frames)):
+        planes = levels.clone().requires_grad_()
+        pooled = pool(planes, frames, nonnegative)
+        pooled.backward(sent)
+        results.append((pooled, planes.grad))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+def padded_pool(planes: Tensor, num_frames: int) -> Tensor:
+    video = F.pad(planes_to_video(planes, num_frames), (1, 1, 1, 1, 1, 1))
+    return F.max_pool3d(video, 3, stride=1).transpose(1, 2).flatten(0, 1)
+
+
 def test_the_3x3x3_pool_never_mixes_two_clips() -> None:
     clips = torch.rand(2, 4, 3, 5, 5)
     both = max_pool_3x3x3(clips.flatten(0, 1), 4, nonnegative=True)

@@ -95,7 +95,8 @@ def pyav_frames(path: str, wanted: Sequence[int]) -> Frames:
     with av.open(path) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
-                frames[number] = frame.to_ndarray(format="rgb24")
+                pixels: Any = frame.to_ndarray(format="rgb24")
+                frames[number] = pixels
             if number >= wanted[-1]:
                 break
     return [frames[number] for number in wanted]

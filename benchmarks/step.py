@@ -22,14 +22,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import settings
 from benchmarks.ceilings import WALL_PRECISION, rates, wall
 from benchmarks.forms import FORMS, PUBLISHED_FRAMES, Setting, Step, default_forms
 from benchmarks.kernels import as_text as kernels_as_text
 from benchmarks.kernels import profile_step
 from benchmarks.records import record, summary, write
+from benchmarks.settings import as_text as settings_as_text
+from benchmarks.settings import settings
 from benchmarks.traffic import setting_operations
-from benchmarks.turns import in_brief, started, take_turns, wait_for
+from benchmarks.turns import READY, in_brief, started, take_turns, wait_for
 
 Entries = dict[str, dict[str, Any]]
 """What the record says of each form, by its name."""
@@ -40,8 +41,8 @@ behind anything where each step is waited for, as it is in training."""
 
 
 def serve(form: str, setting: Setting, threads: int, with_profile: bool, pipe: Connection) -> None:
-    """In a process of its own: for each True that arrives, seconds of a step and the loss of the
-    last one; for the False at the end the rest of the form's entry. Or what was raised, and no
+    """In a process of its own: READY, for each True that arrives seconds of a step and the loss of
+    the last one, for the False at the end the rest of the form's entry. Or what was raised, and no
     more.
 
     `memory_bytes` is the most that was ever resident (CPU) or allocated (GPU) beyond what the
@@ -52,10 +53,11 @@ def serve(form: str, setting: Setting, threads: int, with_profile: bool, pipe: C
         on_gpu = setting.device == "cuda"
         before = 0 if on_gpu else _resident()
         step = FORMS[form](setting)
+        pipe.send(READY)
         while pipe.recv():
             pipe.send(_sample(step, setting))
         most = torch.cuda.max_memory_allocated() if on_gpu else _resident() - before
-        found: dict[str, Any] = {"memory_bytes": most, "settings": settings.settings()}
+        found: dict[str, Any] = {"memory_bytes": most, "settings": settings()}
         if with_profile:
             found["profile"] = profile_step(step, torch.device(setting.device))
         pipe.send(found)
@@ -84,8 +86,8 @@ def measure(
     of the last step of the first sample."""
     groups = [[form] for form in forms] if setting.device == "cuda" else [list(forms)]
     for group in groups:
-        with started(group, serve, setting, threads, with_profile) as pipes:
-            answers, stopped = take_turns(pipes, setting.warmup + setting.steps)
+        with started(group, serve, setting, threads, with_profile) as children:
+            answers, stopped = take_turns(children, setting.warmup + setting.steps)
         entries = {}
         for form, (*samples, rest) in answers.items():
             seconds = summary([seconds for seconds, _ in samples[setting.warmup :]])
@@ -122,7 +124,7 @@ def as_text(entries: Entries, errors: dict[str, str], least_seconds: float) -> s
         lines.append(
             f"{form:<32}{spread['median']:>8.4f} s{quartiles:>18}{entry['clips_per_s']:>9.2f}"
             f"{first / spread['median']:>7.2f}x{share:>9}{memory:>11}  "
-            f"{settings.as_text(entry['settings'])}"
+            f"{settings_as_text(entry['settings'])}"
         )
     lines += [f"{form:<32}not measured: {why}" for form, why in errors.items()]
     return "\n".join(lines)

@@ -151,8 +151,9 @@ class CapturedPasses:
             kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind),
             cache_enabled=False,  # a cached cast would not be in the graph
         ):  # fmt: skip
-            self.has_gradient = [output.requires_grad for output in self._compute()]
-            self.sent = [torch.zeros_like(output) for output in self.live if output.requires_grad]
+            live = self._compute()
+            self.has_gradient = [output.requires_grad for output in live]
+            self.sent = [torch.zeros_like(output) for output in live if output.requires_grad]
             warm_up(self._compute, self._differentiate)
             self.forward, self.backward = record(self._compute, self._differentiate)
         self.live = ()
@@ -177,7 +178,7 @@ class _Replay(torch.autograd.Function):
         for fixed, tensor in zip(passes.inputs, tensors, strict=False):
             fixed.copy_(tensor)
         passes.forward.replay()
-        outputs = tuple(output.detach() for output in passes.forward.outputs)
+        outputs = tuple(output.detach() for output in passes.forward.outputs if output is not None)
         kept = zip(outputs, passes.has_gradient, strict=True)
         ctx.mark_non_differentiable(*(output for output, has_gradient in kept if not has_gradient))
         return outputs

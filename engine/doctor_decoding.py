@@ -168,7 +168,7 @@ def _by_pyav(codec: str) -> bytes | None:
     file = io.BytesIO()
     try:
         with av.open(file, "w", format=CONTAINERS.get(codec, "mp4")) as container:
-            stream = container.add_stream(encoder, rate=30, options=options)
+            stream: Any = container.add_stream(encoder, rate=30, options=options)
             stream.width, stream.height = WIDTH, HEIGHT
             stream.pix_fmt = _pixel_format(codec)
             stream.codec_context.thread_count = 1

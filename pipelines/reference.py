@@ -175,7 +175,8 @@ def _motion_map(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     return (grey + salient) * salient
 
 
-def _to_unit(values: NDArray[Any]) -> NDArray[np.float32]:
+def _to_unit(values: Any) -> NDArray[np.float32]:
     """Moved and scaled to [0, 1]."""
     values = values - values.min()
-    return values / np.float32(values.max() or 1e-5)
+    scaled: NDArray[np.float32] = values / np.float32(values.max() or 1e-5)
+    return scaled

@@ -22,7 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -166,7 +166,8 @@ def open_video(source: str | bytes, name: str) -> Iterator[tuple[InputContainer,
             metadata_errors="replace",
             options={"err_detect": "explode"},
         ) as container:
-            stream = container.streams.best("video")
+            # PyAV's stubs know neither the kind of the stream nor, by its mode, of the container.
+            stream: Any = container.streams.best("video")
             if stream is None:
                 raise ValueError(f"{name}: holds no video; name a video or correct the list")
             if stream.codec_context is None:
@@ -178,7 +179,7 @@ def open_video(source: str | bytes, name: str) -> Iterator[tuple[InputContainer,
                 "max_pixels": str(MOST_PIXELS),
             }
             stream.codec_context.flags |= Flags.copy_opaque
-            yield container, stream
+            yield cast(InputContainer, container), stream
     except av.FFmpegError as error:
         # The path's own troubles have a number of the system, a damaged file's one of FFmpeg.
         reason = error.strerror if isinstance(error, OSError) else _no_video(source)

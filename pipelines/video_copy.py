@@ -33,8 +33,9 @@ def copy_with_times(path: str, out: str) -> int:
         av.open(f"file:{path}", metadata_errors="replace") as source,
         av.open(f"file:{out}", "w", format="mp4") as target,
     ):
-        stream = source.streams.best("video")
-        assert stream is not None
+        best = source.streams.best("video")
+        assert isinstance(best, VideoStream)
+        stream = best
         copy = _stream_like(stream, target, path)
         for place, packet in enumerate(_packets(source, stream)):
             packet.stream, packet.time_base = copy, 1 / rate

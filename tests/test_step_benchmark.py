@@ -108,29 +108,50 @@ def test_the_step_benchmark_shows_the_kernels_of_a_form(tmp_path, capsys):
 
 def dies(setting: forms.Setting) -> forms.Step:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def runs_out_of_memory(setting: forms.Setting) -> forms.Step:
-    taken = iter(range(2))
+    left = iter(range(2))
 
     def step() -> torch.Tensor:
-        if next(taken, None) is None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more")
         return torch.ones(())
 
     return step
 
 
-def test_a_form_that_cannot_be_made_or_runs_out_of_memory_is_a_row_and_the_others_go_on(
+def acted(form: str, setting: forms.Setting, threads: int, profile: bool, pipe: Connection) -> None:
+    """`serve` of forms that are none, in a GPU's process without a GPU."""
+    made = {"dies": dies, "full": runs_out_of_memory, "quick": lambda _: lambda: torch.ones(())}
+    with mock.patch.dict(forms.FORMS, made):
+        step.serve(form, replace(setting, device="cpu"), threads, profile, pipe)
+
+
+def test_what_stops_a_form_is_a_row_and_the_forms_after_it_are_measured_and_written(
     tmp_path, capsys, monkeypatch
 ):
-    """On a GPU, acted out: one form after the other, the JSON written after each."""
-    acted = {"dies": dies, "full": runs_out_of_memory, "quick": lambda _: lambda: torch.ones(())}
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: multiprocessing.dummy_context)
-    raise NotImplementedError
+    out, order, written = tmp_path / "step.json", ["quick", "dies", "full", "chosen"], []
+    on_gpu = forms.Setting(device="cuda", together=2, warmup=1, steps=3)
+    measure, write = step.measure, step.write
+    monkeypatch.setattr(step, "measure", lambda _, *rest: measure(on_gpu, order, *rest[1:]))
+    monkeypatch.setattr(step, "write", lambda result, path: written.append(write(result, path)))
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "started", partial(started_with, acted))
+        options = "--size 32 --frames 8 --width 8 --dim 64 --num-blocks 1 --device cpu --threads 1"
+        assert step.main([*options.split(), "--json", str(out)]) == 1
+    result = json.loads(out.read_text())
+    assert list(result["entries"]) == ["quick"] and len(written) == 4
+    assert result["errors"].keys() == {"dies", "full", "chosen"}
+    assert "ended by signal 9" in result["errors"]["dies"]
+    assert result["errors"]["full"].startswith("OutOfMemoryError: CUDA out of memory. Tried to")
+    printed = capsys.readouterr().out
+    for form, why in result["errors"].items():
+        assert f"{form:<32}not measured: {why}" in printed
 
 
-def test_a_profile_counts_calls_and_time_per_step():
+def test_a_profile_countsdef test_a_profile_counts_calls_and_time_per_step():
     matrix = torch.randn(300, 300)
     found = kernels.profile_step(lambda: (matrix @ matrix) @ matrix, torch.device("cpu"), steps=4)
     (product,) = (kernel for kernel in found.kernels if kernel.name == "aten::mm")

@@ -27,11 +27,11 @@ KEPT = ("top1", "best_top1", "clips", "seconds", "clips_per_s", "data_wait", "de
 
 def train_side_by_side(
     configs: Sequence[str], seed: int, overrides: Sequence[str], folder: Path
-) -> list[dict[str, Any]]:
-    """Each config's `result.json`. Raises RuntimeError naming a config whose training fails."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The `result.json` of each config, and what stopped other trainings, by CONFIG_SEED."""
     threads = max(usable_cores() // len(configs), 1)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    runs = []
+    runs = {}
     for config in configs:
         run = folder / f"{config}_{seed}"
         command = [
@@ -40,18 +40,22 @@ def train_side_by_side(
             f"train.seed={seed}", f"train.run_dir={run}", f"data.workers={threads}",
         ]  # fmt: skip
         with (folder / f"{config}_{seed}.log").open("w") as log:
-            runs.append((run, subprocess.Popen(command, env=env, stdout=log, stderr=log)))
-    results = []
-    for run, process in runs:
-        if process.wait():
+            runs[config] = run, subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    results, stopped = {}, {}
+    for config, (run, process) in runs.items():
+        if status := process.wait():
             said = (folder / f"{run.name}.log").read_text().strip().splitlines()[-1:]
-            raise RuntimeError(f"{run.name}: training failed: {' '.join(said)}")
-        results.append(json.loads((run / "result.json").read_text()))
-    return results
+            stopped[run.name] = f"training failed (exit status {status}): {' '.join(said)}"
+        else:
+            results[config] = json.loads((run / "result.json").read_text())
+    return results, stopped
 
 
 def as_text(entries: dict[str, dict[str, Any]]) -> str:
-    """Of each config accuracy and speed, and the time per clip against the first."""
+    """A line for each config: accuracy, time per clip, and that against the first's. No line where
+    nothing was measured."""
+    if not entries:
+        return "nothing was measured"
     first = next(iter(entries.values()))["ms_per_clip"]["median"]
     lines = [f"{'config':<20}{'top-1 of each seed':>28}{'ms per clip':>24}{'time':>8}"]
     for config, entry in entries.items():
@@ -63,29 +67,38 @@ def as_text(entries: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, print the table, write the JSON."""
+    """Train, print the table, write the JSON after each seed. Exit status 1 where a training
+    failed: its seed is left out, as the others of it had more of the machine than they should."""
     options = command_line().parse_args(arguments)
-    entries: dict[str, dict[str, Any]] = {config: {"runs": []} for config in options.configs}
+    entries: dict[str, dict[str, Any]] = {}
+    errors: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in options.seeds:
-            results = train_side_by_side(
+            results, stopped = train_side_by_side(
                 options.configs, seed, options.overrides or (), Path(folder)
             )
-            for config, result in zip(options.configs, results, strict=True):
-                kept = {key: result[key] for key in KEPT}
-                entries[config]["runs"].append({"seed": seed, **kept})
-    for entry in entries.values():
+            errors |= stopped
+            if not stopped:
+                _add(entries, seed, results)
+            if options.json:
+                result = record(
+                    "whole trainings on the sample data, side by side", "benchmarks.demos",
+                    torch.device("cpu"), entries=entries, errors=errors,
+                )  # fmt: skip
+                write(result, options.json)
+    print(as_text(entries))
+    for name, why in errors.items():
+        print(f"error: {name}: {why}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _add(entries: dict[str, dict[str, Any]], seed: int, results: dict[str, dict[str, Any]]) -> None:
+    """Adds the runs of one seed, and sums up the times per clip so far."""
+    for config, result in results.items():
+        entry = entries.setdefault(config, {"runs": []})
+        entry["runs"].append({"seed": seed, **{key: result[key] for key in KEPT}})
         times = [1000 * run["seconds"] / run["clips"] for run in entry["runs"]]
         entry["ms_per_clip"] = summary(times)
-    print(as_text(entries))
-    if options.json:
-        result = record(
-            "whole trainings on the sample data, side by side", "benchmarks.demos",
-            torch.device("cpu"), entries=entries,
-        )  # fmt: skip
-        write(result, options.json)
-        print(f"written: {options.json}")
-    return 0
 
 
 def command_line() -> argparse.ArgumentParser:

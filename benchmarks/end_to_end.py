@@ -3,8 +3,8 @@
 In one run, per network and source of clips: the loader alone, the training step alone on one of
 its batches, both together as the engine trains, and the stall: the share of its time that training
 takes beyond the step. For CVPR'22's and UMDR's networks and torchvision's, on rendered clips.
-Each case has a process of its own; those of a network take turns, so that a busy machine slows all
-alike.
+Each case has a process of its own. On a CPU those of a network take turns, so that a busy machine
+slows all alike; on a GPU, whose memory they would share, one is alive at a time.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from benchmarks.loader_sources import SOURCES
 from benchmarks.networks import SHAPES, Network
 from benchmarks.records import record, write
 from benchmarks.traffic import network_operations
+from benchmarks.turns import give_back_memory
 
 SHAPE = {"cpu": "small", "cuda": "published"}
 OWN_SOURCES = tuple(name for name, source in SOURCES.items() if not source.is_peer)
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, device: str, disk: Setting, data: Path) -> int:
-    """One network after the other. The JSON is written after each: a run that is stopped keeps what
-    it has."""
+    """Measures one network after the other. The JSON is written after each group of cases: a run
+    that is stopped keeps what it has."""
     chosen = networks(options, device)
     for source in options.sources:
         if device not in SOURCES[source].devices:
@@ -64,33 +65,39 @@ def run(options: argparse.Namespace, device: str, disk: Setting, data: Path) -> 
     errors: dict[str, str] = {}
     walls: dict[str, dict[str, float]] = {}
     found_rates = rates(torch.device(device))
+    give_back_memory(device)
     setting = {
         "disk": dataclasses.asdict(disk),
         "networks": [dataclasses.asdict(network) for network in chosen],
         "compile": options.compile,
     }
     for network in chosen:
-        found, stopped = measure(
-            cases(device, network, options.sources), disk, data, options.compile
-        )
-        entries |= found
-        errors |= stopped
         operations = network_operations(network, WALL_PRECISION[device])
         walls[network.name] = {
             name: figure / network.batch for name, figure in wall(operations, found_rates).items()
         }
-        if options.json:
-            contents: dict[str, Any] = {
-                "setting": setting, "threads": torch.get_num_threads(), "entries": entries,
-                "stalls": end_to_end_table.stalls(entries), "errors": errors,
-                "ceilings": found_rates, "walls": walls, "published": end_to_end_table.published(),
-            }  # fmt: skip
-            what, module = "training end to end, rendered clips", "benchmarks.end_to_end"
-            write(record(what, module, torch.device(device), **contents), options.json)
+        planned = cases(device, network, options.sources)
+        for found, stopped in measure(planned, disk, data, options.compile):
+            entries |= found
+            errors |= stopped
+            if options.json:
+                about = {"setting": setting, "ceilings": found_rates, "walls": walls}
+                write(_result(device, entries, errors, about), options.json)
     print(end_to_end_table.as_text(entries, walls))
     for name, why in errors.items():
         print(f"error: {name}: {why}", file=sys.stderr)
     return 1 if errors else 0
+
+
+def _result(
+    device: str, entries: Entries, errors: dict[str, str], about: dict[str, Any]
+) -> dict[str, Any]:
+    """The contents of the JSON."""
+    return record(
+        "training end to end, rendered clips", "benchmarks.end_to_end", torch.device(device),
+        **about, threads=torch.get_num_threads(), entries=entries, errors=errors,
+        stalls=end_to_end_table.stalls(entries), published=end_to_end_table.published(),
+    )  # fmt: skip
 
 
 def networks(options: argparse.Namespace, device: str) -> list[Network]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import settings
 from benchmarks.end_to_end_run import BOTH, LOADER, STEP
 from benchmarks.engines import busiest
 from benchmarks.loader_run import Entries
@@ -68,8 +69,8 @@ def as_text(entries: Entries, walls: dict[str, dict[str, float]]) -> str:
     lines = [f"{'network and source':<26}{heads}"]
     lines += [_row(name, figures, entries) for name, figures in stalls(entries).items()]
     lines += wall_rows(entries, walls)
-    lines += [f"{name}: not compiled, {entry['not_compiled']}" for name, entry in entries.items()
-              if "not_compiled" in entry]  # fmt: skip
+    lines += _rest(entries)
+    lines += settings.rows(entries)
     if any(name.startswith("cpu/") for name in entries):
         lines.append("on a CPU loader and step share the cores: the stall is the loader's share")
     if any(name.startswith("cuda/") for name in entries):
@@ -92,6 +93,16 @@ def _row(name: str, figures: dict[str, float], entries: Entries) -> str:
     )
     widths = COLUMNS.values()
     return f"{name:<26}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+
+def _rest(entries: Entries) -> Iterator[str]:
+    """Yields the rates of entries that stand in no row, as another part of it is missing."""
+    compared = stalls(entries)
+    networks = {row.rpartition("/")[0] for row in compared}
+    for name, entry in entries.items():
+        above, _, part = name.rpartition("/")
+        if above not in (networks if part == STEP else compared):
+            yield f"{name}: {entry['clips_per_s']:.2f} clips/s; not all parts were measured"
 
 
 def wall_rows(entries: Entries, walls: dict[str, dict[str, float]]) -> Iterator[str]:

@@ -20,7 +20,9 @@ from benchmarks.loader_cases import Case, Setting
 from benchmarks.loader_sources import SOURCES, keep_scans
 from benchmarks.page_cache import drop, files_below, read_in, share_in_memory
 from benchmarks.records import summary
+from benchmarks.settings import settings
 from benchmarks.turns import (
+    READY,
     cpu_seconds,
     in_brief,
     processes,
@@ -63,19 +65,21 @@ class Window:
 
 
 def serve(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
-    """In a process of its own: a `Window` for each True that arrives, then the most memory in bytes
-    that the case's processes had beyond what this one took before. Or what was raised, and no more.
-    """
+    """In a process of its own: READY, a `Window` for each True that arrives, then the most memory
+    in bytes that the case's processes had beyond what this one took before, and the `settings`. Or
+    what was raised, and no more."""
     torch.set_num_threads(1)  # the loader has threads of its own
     cv2.setNumThreads(1)
     files = files_below(data / SOURCES[case.source].folder) if case.pages == "cold" else []
     before = _most_resident(os.getpid())
     try:
         batches: Iterator[Any] = SOURCES[case.source].open(case, setting, data)
+        pipe.send(READY)
         while pipe.recv():
             pipe.send(_window(case, setting, batches, files))
         own, *workers = processes()
-        pipe.send(_most_resident(own) - before + sum(map(_private, workers)))
+        memory = _most_resident(own) - before + sum(map(_private, workers))
+        pipe.send((memory, settings()))
     except EOFError:  # the benchmark was stopped
         return
     except Exception as error:  # a peer may raise anything; all of it is shown, and told in brief
@@ -156,19 +160,17 @@ def measure(cases: Sequence[Case], setting: Setting, data: Path) -> tuple[Entrie
     if cases[0].pages == "warm":
         for folder in {SOURCES[case.source].folder for case in cases}:
             read_in(files_below(data / folder))
-    with started(cases, serve, setting, data) as pipes:
-        answers, stopped = take_turns(pipes, setting.windows + 1)
-    entries = {
-        case.name: entry(case, windows, memory, setting)
-        for case, (*windows, memory) in answers.items()
-    }
+    with started(cases, serve, setting, data) as children:
+        answers, stopped = take_turns(children, setting.windows + 1)
+    entries = {case.name: entry(case, windows, *last) for case, (*windows, last) in answers.items()}
     return entries, stopped
 
 
 def entry(
-    case: Case, windows: Sequence[Window], memory_bytes: int, setting: Setting
+    case: Case, windows: Sequence[Window], memory_bytes: int, used: dict[str, bool]
 ) -> dict[str, Any]:
-    """What the record says of a case; the first window is its warm-up."""
+    """What the record says of a case, measured with the settings `used`; the first window is its
+    warm-up."""
     counted = windows[1:]
     seconds = summary([window.seconds / window.clips for window in counted])
     found = {
@@ -178,6 +180,7 @@ def entry(
         "cpu_seconds_per_clip": summary([w.cpu_seconds / w.clips for w in counted])["median"],
         "cores": sum(w.cpu_seconds for w in counted) / sum(w.seconds for w in counted),
         "memory_bytes": memory_bytes,
+        "settings": used,
     }
     if case.device == "cuda":
         caller_ms = [1000 * window.caller_seconds_per_batch for window in counted]

@@ -3,10 +3,11 @@ a function that writes its data and the values of `DataConfig` that choose it.""
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -22,6 +23,7 @@ from benchmarks.loader_data import (
     write_videos,
 )
 from benchmarks.loader_stages import first_stages
+from pipelines import transforms
 from pipelines.config import FrameFiles
 from pipelines.depth_boxes import depth_boxes
 from pipelines.frame_cache import FrameCache
@@ -34,6 +36,12 @@ Open = Callable[[Case, Setting, Path], Iterator[Any]]
 """A case and the data folder -> its batches, without end."""
 
 CACHE_BYTES = 8 * 10**9
+
+HARDWARE_SHARES = {"frames_hw0": 0.0, "frames_hw65": 0.65, "frames_hw80": 0.8}
+"""Share of the JPEG files that a GPU's hardware decoder takes, by source; of `frames`, all."""
+
+VIDEO_THREADS = {"videos_threads16": 16, "videos_threads32": 32}
+"""Threads that decode videos, by source; of `videos`, as many as all sources have."""
 
 LOADED = ("view", "motion")
 """How far work goes that the loader or a peer does as a whole."""
@@ -97,6 +105,23 @@ def open_loader(
     return loader.batches(requests)
 
 
+def open_with_share(case: Case, setting: Setting, data: Path, share: float) -> Iterator[Any]:
+    """Batches of frame folders, of whose JPEG files the GPU's hardware decoder takes `share`, 0 to
+    1. Another share than the loader's own holds for this whole process while they are made."""
+    with mock.patch.object(transforms, "HARDWARE_SHARE", share):
+        yield from open_loader(case, setting, data, layout="ntu", source="frames")
+
+
+def open_videos(
+    case: Case, setting: Setting, data: Path, threads: int | None = None
+) -> Iterator[Any]:
+    """Batches of videos, decoded by as many threads as the loader has, or by `threads`."""
+    setting = setting if threads is None else replace(setting, workers=threads)
+    return open_loader(
+        case, setting, data, layout="ntu", source="videos", rgb=FrameFiles(VIDEO_PATTERN)
+    )
+
+
 def open_peer(
     case: Case, setting: Setting, data: Path, decoder: peers.Decoder | None
 ) -> Iterator[Any]:
@@ -123,7 +148,7 @@ SOURCES: dict[str, Source] = {
     "videos": Source(
         VIDEOS,
         write_videos,
-        partial(open_loader, layout="ntu", source="videos", rgb=FrameFiles(VIDEO_PATTERN)),
+        open_videos,
         whats=("rgb", "rgbd"),
     ),
     "pack": Source(PACK, write_pack, partial(open_loader, folder=PACK, layout="ntu")),
@@ -136,6 +161,28 @@ SOURCES: dict[str, Source] = {
         partial(open_loader, layout="ntu", source="frames", cache="gpu"),
         devices=("cuda",),
     ),
+    **{
+        name: Source(
+            FRAMES,
+            write_frames,
+            partial(open_with_share, share=share),
+            whats=("rgb",),
+            uptos=("decode",),
+            devices=("cuda",),
+        )
+        for name, share in HARDWARE_SHARES.items()
+    },
+    **{
+        name: Source(
+            VIDEOS,
+            write_videos,
+            partial(open_videos, threads=threads),
+            whats=("rgb",),
+            uptos=("motion",),
+            devices=("cuda",),
+        )
+        for name, threads in VIDEO_THREADS.items()
+    },
     "twin": Source(
         FRAMES, write_frames, partial(open_peer, decoder=None), devices=("cpu",), is_peer=True
     ),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import settings
 from benchmarks.engines import busiest
 from benchmarks.loader_cases import UPTOS
 from benchmarks.loader_run import Entries
@@ -24,6 +25,7 @@ def as_text(entries: Entries, missing: dict[str, str]) -> str:
     lines = [f"{'case':<44}{heads}"]
     lines += [_row(name, entry, entries) for name, entry in entries.items()]
     lines += [f"{name:<44}{why:>29}" for name, why in missing.items()]
+    lines += settings.rows(entries)
     splits = list(_split_rows(entries))
     if splits:
         heads = "".join(f"{upto:>11}" for upto in UPTOS)

@@ -14,6 +14,7 @@ from engine.distributed import Ranks, place
 from engine.loop import Precision, TrainStep
 from engine.optim import build_optimizer
 from engine.rehearsal import trial
+from engine.timing import StepClock
 from models.registry import build_model
 from pipelines.batch import Batch
 
@@ -70,16 +71,24 @@ SHAPES = {
 
 
 def training_step(
-    network: Network, ranks: Ranks, batch: Batch, compiled: str
-) -> tuple[Step, str | None]:
-    """The step as engine/training.py builds it, and why it is not compiled where `compiled` (as
-    train.compile) wants it; `batch` has the shapes of all that will come."""
+    network: Network, ranks: Ranks, batch: Batch, compiled: str, clock: StepClock | None = None
+) -> Step:
+    """The step as engine/training.py builds it, its parts marked on `clock`; `batch` has the shapes
+    of all that will come.
+
+    Raises ValueError where `compiled` (as train.compile) wants a compiled step and there is none:
+    training would go on uncompiled, a benchmark would measure that under the wrong name.
+    """
     precision = Precision.choose("auto", ranks.device)
     torch.manual_seed(0)
     model = build_model(network.name, num_classes=NUM_CLASSES, **network.options())
     model = place(model, ranks, precision.weights).train()
-    problem = None
     if is_wanted(compiled, ranks.device):
         problem = compile_training(model, ranks, lambda: trial(model, batch, LOSS, precision))
-    step = TrainStep(model, build_optimizer(model, OPTIM), LOSS, OPTIM.clip_norm, precision)
-    return lambda batch: step(batch, EPOCH, TEMPERATURE)["loss"], problem
+        if problem is not None:
+            raise ValueError(
+                f"the step cannot be compiled ({problem}); --compile off measures it uncompiled"
+            )
+    optimizer = build_optimizer(model, OPTIM)
+    step = TrainStep(model, optimizer, LOSS, OPTIM.clip_norm, precision, clock=clock)
+    return lambda batch: step(batch, EPOCH, TEMPERATURE)["loss"]

@@ -31,7 +31,8 @@ from benchmarks.loader_run import Entries
 from benchmarks.loader_sources import SOURCES
 from benchmarks.networks import SHAPES, Network, Step, training_step
 from benchmarks.records import record, summary, write
-from benchmarks.turns import in_brief, started, take_turns, wait_for
+from benchmarks.settings import rows, settings
+from benchmarks.turns import READY, give_back_memory, in_brief, started, take_turns, wait_for
 from engine.distributed import Ranks, session
 from pipelines.batch import Batch
 
@@ -82,8 +83,8 @@ def groups(ranks: Sequence[int], share: int) -> dict[str, Group]:
 
 
 def serve(group: Group, setting: Setting, data: Path, pipe: Connection) -> None:
-    """Rank 0 of a group, which starts the others: the seconds of `steps` steps for each True that
-    arrives, then why the step is not compiled. Or what was raised, and no more."""
+    """Rank 0 of a group, which starts the others: READY, the seconds of `steps` steps for each True
+    that arrives, then the `settings`. Or what was raised, and no more."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -118,13 +119,16 @@ def _rank(
         network = dataclasses.replace(setting.network, batch=group.share)
         batches = _loaded(network, setting, data) if setting.loader else _kept(network, ranks)
         first = next(batches)
-        step, problem = training_step(network, ranks, first, setting.compiled)
+        step = training_step(network, ranks, first, setting.compiled)
+        give_back_memory(setting.device)
+        if pipe is not None:
+            pipe.send(READY)
         while ranks.from_main(lambda: pipe is None or pipe.recv()):
             seconds = _window(step, batches, setting, ranks)
             if pipe is not None:
                 pipe.send(seconds)
         if pipe is not None:
-            pipe.send((problem,))
+            pipe.send(settings())
 
 
 def _kept(network: Network, ranks: Ranks) -> Iterator[Batch]:
@@ -167,8 +171,7 @@ def _window(step: Step, batches: Iterator[Batch], setting: Setting, ranks: Ranks
         step(next(batches))
     wait_for(setting.device)
     seconds = max(ranks.gather(time.perf_counter() - began))
-    if setting.device == "cuda":
-        torch.cuda.empty_cache()  # several groups share the GPUs' memory
+    give_back_memory(setting.device)  # several groups share the GPUs'
     return seconds
 
 
@@ -177,8 +180,8 @@ def measure(
 ) -> tuple[Entries, dict[str, str]]:
     """The entries by `weak/RANKS` and `strong/RANKS`, and what stopped others."""
     different = list(dict.fromkeys(by_name.values()))
-    with started(different, serve, setting, data) as pipes:
-        answers, stopped = take_turns(pipes, setting.windows + 1)
+    with started(different, serve, setting, data, one_by_one=True) as children:
+        answers, stopped = take_turns(children, setting.windows + 1)
     seconds = {
         group: summary([window / (setting.steps * group.batch) for window in windows[1:]])
         for group, (*windows, _) in answers.items()
@@ -189,9 +192,8 @@ def measure(
             entries[name] = {
                 "ranks": group.ranks, "global_batch": group.batch,
                 "clips_per_s": 1 / seconds[group]["median"], "seconds": seconds[group],
+                "settings": answers[group][-1],
             }  # fmt: skip
-            if problem := answers[group][-1][0]:
-                entries[name]["not_compiled"] = problem
     for name, figure in efficiencies(entries).items():
         entries[name]["efficiency"] = figure
     errors = {name: stopped[group] for name, group in by_name.items() if group in stopped}
@@ -221,8 +223,7 @@ def as_text(entries: Entries) -> str:
             f"{name.partition('/')[0]:<10}{entry['ranks']:>6}{entry['global_batch']:>14}"
             f"{entry['clips_per_s']:>10.2f}{quartiles:>20}{efficiency:>12}"
         )
-    lines += [f"{name}: not compiled, {entry['not_compiled']}" for name, entry in entries.items()
-              if "not_compiled" in entry]  # fmt: skip
+    lines += rows(entries)
     return "\n".join(lines)
 
 

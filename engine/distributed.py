@@ -224,18 +224,14 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Batch norms over the global batch: SyncBatchNorm on GPUs (Apex's where it is installed),
-    GlobalBatchNorm on the CPU, which SyncBatchNorm refuses. What was frozen stays so."""
+    """Makes batch norms normalise over the global batch: torch's SyncBatchNorm on GPUs,
+    GlobalBatchNorm on the CPU, which SyncBatchNorm refuses. Frozen parameters stay frozen."""
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
-    if device.type != "cuda":
-        model = GlobalBatchNorm.convert(model)
+    if device.type == "cuda":
+        # Not NVIDIA Apex's: it copies every layer from channels-last to channel planes and back.
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
-        try:
-            from apex.parallel import convert_syncbn_model  # type: ignore
-        except ImportError:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        else:
-            model = convert_syncbn_model(model)
+        model = GlobalBatchNorm.convert(model)
     for name, value in model.named_parameters():
         value.requires_grad_(name not in frozen)
     return model

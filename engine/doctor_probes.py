@@ -163,7 +163,7 @@ def probe_apex(say: Say) -> None:
     say(there=found is not None)
     if found is None:
         return
-    for name in ("apex.optimizers", "amp_C", "apex.parallel"):
+    for name in ("apex.optimizers", "amp_C"):
         say(doing=f"importing {name}")
         try:
             importlib.import_module(name)

@@ -11,6 +11,10 @@ from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 from pipelines.depth import JET, metric
 
+HARDWARE_SHARE = 1.0
+"""Share of a batch's JPEG files that a GPU's hardware decoder takes, its CUDA kernels the others.
+The two differ in single pixels: a file must always meet the same one."""
+
 HEADER, TRAILER = 26, 8
 """Bytes of a file kept by `signature`."""
 
@@ -39,8 +43,7 @@ def decode_color(encoded: DataNode, device: str) -> DataNode:
         output_type=DALIImageType.RGB,
         adjust_orientation=False,  # the published loader ignores EXIF
         jpeg_fancy_upsampling=True,  # colour planes are enlarged as libjpeg does
-        # The GPU's two JPEG decoders differ in single pixels: a file must always meet the same.
-        hw_decoder_load=1.0,
+        hw_decoder_load=HARDWARE_SHARE,
     )
 
 

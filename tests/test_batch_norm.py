@@ -2,6 +2,8 @@
 
 import os
 import socket
+import sys
+import types
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from engine.batch_norm import GlobalBatchNorm
+from engine.distributed import synchronise_batch_norm
 
 
 def network() -> nn.Module:
@@ -90,3 +93,17 @@ def test_the_layout_in_memory_changes_no_number(clips, order):
     expected = gradients_and_statistics(plain, x, weight)
     found = gradients_and_statistics(GlobalBatchNorm.convert(nn.BatchNorm2d(4).double()), x, weight)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gpus_take_torchs_norm_where_apex_is_installed_too(monkeypatch):
+    """Apex's copies every layer to channel planes and back."""
+    modules = {name: types.ModuleType(name) for name in ("apex", "apex.parallel")}
+    modules["apex.parallel"].convert_syncbn_model = lambda model: pytest.fail("Apex was asked")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    model = network()
+    model[1].weight.requires_grad_(False)
+    made = synchronise_batch_norm(model, torch.device("cuda"))
+    assert [type(made[place]) for place in (1, 4)] == [nn.SyncBatchNorm] * 2
+    assert not made[1].weight.requires_grad and made[1].bias.requires_grad
+    assert made[4].weight.requires_grad

@@ -93,6 +93,7 @@ def test_the_other_package_called_apex(said, monkeypatch, tmp_path, error, is_im
     doctor_probes.probe_apex(said)
     assert said["there"] is True and said["apex.optimizers"].endswith(": x")
     assert said["apex.optimizers is ImportError"] is is_import_error
+    assert not any(key.startswith("apex.parallel") for key in said)  # nothing imports it
 
 
 def test_an_all_reduce_of_two_processes():

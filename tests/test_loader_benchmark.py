@@ -1,7 +1,6 @@
 """benchmarks/loader.py: cases, their turns, tables and files; the memory curve; the GPU script."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 from dataclasses import replace
@@ -16,9 +15,9 @@ from benchmarks.forms import FORMS
 from benchmarks.loader_cases import UPTOS, WHATS, Case, Setting
 from benchmarks.loader_data import video_path, write_videos
 from benchmarks.loader_run import Window, entry, measure
-from benchmarks.loader_sources import SOURCES, clip_source, plan
+from benchmarks.loader_sources import HARDWARE_SHARES, SOURCES, VIDEO_THREADS, clip_source, plan
 from benchmarks.python_work import python_work
-from benchmarks.turns import take_turns
+from benchmarks.settings import settings
 from pipelines import reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +31,7 @@ TINY_OPTIONS = [
     "--rgb-size", "64x48", "--depth-size", "64x48",
 ]  # fmt: skip
 MOTION = Case("cpu", "frames", "rgb", "motion", "warm")
+SETTINGS = {"tf32_matmul": False, "tf32_cudnn": True, "cudnn_benchmark": False}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def test_a_tiny_run_measures_the_loader_beside_the_twin_and_can_be_compared(
         assert found["name"] == name
         assert seconds["n"] == 2 and 0 < seconds["q1"] <= seconds["median"] <= seconds["q3"]
         assert found["clips_per_s"] == pytest.approx(1 / seconds["median"])
+        assert found["settings"] == settings()
         assert found["memory_bytes"] > 0 and found["cpu_seconds_per_clip"] > 0
     assert "left_page_cache" not in entries[twin]
     assert compare.main([str(file), str(file)]) == 0
@@ -99,7 +100,10 @@ def test_every_source_kind_stage_and_page_state_is_a_case_of_this_machine():
     assert {case.name for case in cases} == {f"cpu/{name}" for name in names}
     on_gpu = {f"cuda/{name}" for name in names}
     kept = {name.replace("cache_host", "cache_gpu") for name in on_gpu if "cache_host" in name}
-    assert set(missing) == on_gpu | kept
+    tuned = {f"cuda/{source}/rgb/decode" for source in HARDWARE_SHARES}
+    tuned |= {f"cuda/{source}/rgb/motion" for source in VIDEO_THREADS}
+    tuned = {f"{name}/{pages}" for name in tuned for pages in ("warm", "cold")}
+    assert set(missing) == on_gpu | kept | tuned
     assert set(missing.values()) == {"not measured"}
 
 
@@ -110,16 +114,6 @@ def test_a_peer_that_is_not_installed_is_listed_with_the_reason(monkeypatch):
     cases, missing = loader.choose(("cpu",), ["cpu/*/rgb/motion/warm"], with_peers=True)
     assert missing["cpu/twin/rgb/motion/warm"] == "not installed"
     assert MOTION in cases and not any(case.source == "twin" for case in cases)
-
-
-@pytest.mark.parametrize("said", [[], ["ValueError: why"]])
-def test_a_case_that_ended_before_its_turn_is_stopped_by_what_it_said(said):
-    ours, theirs = multiprocessing.Pipe()
-    for message in said:
-        theirs.send(message)
-    theirs.close()
-    answers, stopped = take_turns({"case": ours}, 3)
-    assert answers == {} and stopped == {"case": (said or ["its process ended without a word"])[0]}
 
 
 def test_cold_and_warm_files_never_take_turns():
@@ -194,19 +188,22 @@ def window(seconds: float, **changes: object) -> Window:
 
 
 def test_an_entry_leaves_the_first_window_out():
-    found = entry(MOTION, [window(100), window(4), window(8), window(6)], 7, TINY)
+    found = entry(MOTION, [window(100), window(4), window(8), window(6)], 7, SETTINGS)
     assert found["seconds"] == {"median": 1.5, "q1": 1.25, "q3": 1.75, "n": 3}
     assert found["clips_per_s"] == pytest.approx(1 / 1.5)
     assert found["cores"] == 2 and found["cpu_seconds_per_clip"] == 3
+    assert found["settings"] == SETTINGS
     assert found["memory_bytes"] == 7 and "python_ms_per_batch" not in found
-    on_gpu = entry(replace(MOTION, device="cuda"), [window(1)] * 3, 7, TINY)
+    on_gpu = entry(replace(MOTION, device="cuda"), [window(1)] * 3, 7, SETTINGS)
     assert on_gpu["python_ms_per_batch"] == pytest.approx(1)
     assert on_gpu["gpu_memory_bytes"] == 30 and on_gpu["engines"] == {"NVJPG": 0.9}
 
 
 def results(**seconds: float) -> dict:
     return {
-        f"cpu/{name.replace('__', '/')}/warm": entry(MOTION, [window(4 * value)] * 3, 2**20, TINY)
+        f"cpu/{name.replace('__', '/')}/warm": entry(
+            MOTION, [window(4 * value)] * 3, 2**20, SETTINGS
+        )
         for name, value in seconds.items()
     }
 
@@ -228,6 +225,7 @@ def test_speed_is_told_in_multiples_of_the_twins():
     assert loader_table.over_twin("cpu/frames/rgb/view/warm", entries) is None
     text = loader_table.as_text(entries, {"cuda/frames/rgb/motion/warm": "not measured"})
     assert all(name in text for name in entries) and "not measured" in text
+    assert "\nmeasured with TF32 off/on (matmul/cuDNN), cudnn.benchmark off: all" in text
 
 
 def test_the_busiest_engine_is_named_the_processor_among_them():

@@ -3,9 +3,13 @@
 import gc
 import itertools
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -122,9 +126,13 @@ def runs_out_of_memory(setting: forms.Setting) -> forms.Step:
     return step
 
 
+def quick(setting: forms.Setting) -> forms.Step:
+    return lambda: torch.ones(())
+
+
 def acted(form: str, setting: forms.Setting, threads: int, profile: bool, pipe: Connection) -> None:
     """`serve` of forms that are none, in a GPU's process without a GPU."""
-    made = {"dies": dies, "full": runs_out_of_memory, "quick": lambda _: lambda: torch.ones(())}
+    made = {"dies": dies, "full": runs_out_of_memory, "quick": quick, "last": quick}
     with mock.patch.dict(forms.FORMS, made):
         step.serve(form, replace(setting, device="cpu"), threads, profile, pipe)
 
@@ -132,18 +140,19 @@ def acted(form: str, setting: forms.Setting, threads: int, profile: bool, pipe: 
 def test_what_stops_a_form_is_a_row_and_the_forms_after_it_are_measured_and_written(
     tmp_path, capsys, monkeypatch
 ):
-    out, order, written = tmp_path / "step.json", ["quick", "dies", "full", "chosen"], []
-    on_gpu = forms.Setting(device="cuda", together=2, warmup=1, steps=3)
+    """As on a GPU: one form after the other."""
+    out, order, written = tmp_path / "step.json", ["dies", "quick", "full", "last"], []
+    on_gpu = replace(small_setting(), device="cuda", together=2, warmup=1, steps=3)
+    monkeypatch.setattr(step, "chosen_setting", lambda options: replace(on_gpu, device="cpu"))
+    monkeypatch.setattr(step, "default_forms", lambda device: order)
+    monkeypatch.setattr(step, "serve", acted)
     measure, write = step.measure, step.write
-    monkeypatch.setattr(step, "measure", lambda _, *rest: measure(on_gpu, order, *rest[1:]))
-    monkeypatch.setattr(step, "write", lambda result, path: written.append(write(result, path)))
-    with monkeypatch.context() as patched:
-        patched.setattr(step, "started", partial(started_with, acted))
-        options = "--size 32 --frames 8 --width 8 --dim 64 --num-blocks 1 --device cpu --threads 1"
-        assert step.main([*options.split(), "--json", str(out)]) == 1
+    monkeypatch.setattr(step, "measure", lambda setting, *rest: measure(on_gpu, *rest))
+    monkeypatch.setattr(step, "write", lambda *given: written.append(given) or write(*given))
+    assert step.main(["--json", str(out)]) == 1
     result = json.loads(out.read_text())
-    assert list(result["entries"]) == ["quick"] and len(written) == 4
-    assert result["errors"].keys() == {"dies", "full", "chosen"}
+    assert list(result["entries"]) == ["quick", "last"] and len(written) == len(order)
+    assert result["errors"].keys() == {"dies", "full"}
     assert "ended by signal 9" in result["errors"]["dies"]
     assert result["errors"]["full"].startswith("OutOfMemoryError: CUDA out of memory. Tried to")
     printed = capsys.readouterr().out

@@ -19,6 +19,7 @@ cd "$(dirname "$0")/.." || exit 1
 out=${OUT:-benchmarks/results/gpu}
 python=${PYTHON:-python3}
 failed=0
+running=
 
 # What TINY makes small.
 if [ -z "${TINY:-}" ]; then
@@ -54,7 +55,9 @@ part() {
   shift 2
   printf '\n== %s (at most %s s): %s\n' "$name" "$limit" "$*"
   [ -n "${DRY_RUN:-}" ] && return
-  timeout --kill-after=10 "$limit" "$@" > "$results/$name.log" 2>&1
+  timeout --kill-after=10 "$limit" "$@" > "$results/$name.log" 2>&1 &
+  running=$!
+  wait "$running"  # not in the foreground, where a signal would wait for the part's end
   status=$?
   tail -n 60 "$results/$name.log"
   printf '== %s: exit status %s after %s s in all\n' "$name" "$status" "$SECONDS" |
@@ -104,9 +107,8 @@ group_step() {
 # Files in the page cache: stages of frame folders, decoders by hardware share and threads.
 group_loader() {
   part loader 200 "$python" -m benchmarks.loader --data "$data" "${loader[@]}" \
-    --only "$device/frames/rgb/*/warm" "$device/*/rgb/motion/warm" "$device/*_hw*/rgb/decode/warm" \
-    "$device/videos*/rgb/decode/warm" "$device/pack/rgbd/motion/warm" \
-    --json "$results/loader.json"
+    --only "$device/frames*/rgb/*/warm" "$device/*/rgb/motion/warm" \
+    "$device/pack/rgbd/motion/warm" --json "$results/loader.json"
 }
 
 # The network compiled, from every source, beside its loader and its step.
@@ -158,7 +160,7 @@ if [ -z "${DRY_RUN:-}" ]; then
   mkdir -p "$out" || exit 1
   work=$(mktemp -d) || exit 1
   trap 'rm -rf "$work"' EXIT
-  trap 'archive; exit 143' INT TERM
+  trap 'kill "$running"; archive; exit 143' INT TERM
   mkdir "$work/results"
   # One compiler cache: what one part has compiled is not compiled again by the next. Memory in
   # pieces that grow: forms of several gigabytes follow each other.

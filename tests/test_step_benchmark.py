@@ -107,7 +107,7 @@ def test_the_step_benchmark_shows_the_kernels_of_a_form(tmp_path, capsys):
     found = json.loads(out.read_text())["entries"]["straightforward"]["profile"]
     names = {kernel["name"] for kernel in found["kernels"]}
     assert any("convolution" in name for name in names)  # mkldnn_convolution, on this CPU
-    assert "\nstraightforward: " in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("straightforward: ")
 
 
 def dies(setting: forms.Setting) -> forms.Step:
@@ -160,7 +160,7 @@ def test_what_stops_a_form_is_a_row_and_the_forms_after_it_are_measured_and_writ
         assert f"{form:<32}not measured: {why}" in printed
 
 
-def test_a_profile_countsdef test_a_profile_counts_calls_and_time_per_step():
+def test_a_profile_counts_calls_and_time_per_step():
     matrix = torch.randn(300, 300)
     found = kernels.profile_step(lambda: (matrix @ matrix) @ matrix, torch.device("cpu"), steps=4)
     (product,) = (kernel for kernel in found.kernels if kernel.name == "aten::mm")

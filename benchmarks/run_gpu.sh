@@ -100,33 +100,36 @@ sys.exit(not torch.cuda.is_available())"' "$python"
 
 # The step as it is trained, with what is likely to be gained first, and the kernels that hold it.
 group_step() {
-  part step 240 "$python" -m benchmarks.step "${step[@]}" --json "$results/step.json" --forms \
+  part step 200 "$python" -m benchmarks.step "${step[@]}" --json "$results/step.json" --forms \
     chosen_bf16 gathered_pool_bf16 uncompiled_bf16 straightforward_tf32
 }
 
-# Files in the page cache: stages of frame folders, decoders by hardware share and threads.
+# Files in the page cache: stages of frame folders and the hardware decoder's share; then every
+# source, and videos by threads. Cases of a part share the GPU's memory, 4 GB each.
 group_loader() {
-  part loader 200 "$python" -m benchmarks.loader --data "$data" "${loader[@]}" \
-    --only "$device/frames*/rgb/*/warm" "$device/*/rgb/motion/warm" \
-    "$device/pack/rgbd/motion/warm" --json "$results/loader.json"
+  part loader 100 "$python" -m benchmarks.loader --data "$data" "${loader[@]}" \
+    --only "$device/frames*/rgb/*/warm" --json "$results/loader.json"
+  part loader_sources 120 "$python" -m benchmarks.loader --data "$data" "${loader[@]}" \
+    --only "$device/*/rgb/motion/warm" "$device/pack/rgbd/motion/warm" \
+    --json "$results/loader_sources.json"
 }
 
 # The network compiled, from every source, beside its loader and its step.
 group_training() {
-  part end_to_end 200 "$python" -m benchmarks.end_to_end --data "$data" "${training[@]}" \
+  part end_to_end 280 "$python" -m benchmarks.end_to_end --data "$data" "${training[@]}" \
     --networks decoupled --sources frames videos pack --json "$results/end_to_end.json"
 }
 
 # All other tests, other batches and networks, and what is to be decided by measuring.
 group_rest() {
   local clips frames
-  gpu_tests tests_rest 160 tests "${core[@]/#/--ignore=}"
-  part step_tried 170 "$python" -m benchmarks.step "${step[@]}" --json "$results/step_tried.json" \
+  gpu_tests tests_rest 130 tests "${core[@]/#/--ignore=}"
+  part step_tried 180 "$python" -m benchmarks.step "${step[@]}" --json "$results/step_tried.json" \
     --forms chosen_bf16 gathered_joined_bf16 cudnn_benchmark_bf16 compiled_graphed graphed \
     uncompiled_gathered_joined_bf16 uncompiled_cudnn_benchmark_bf16 straightforward_bf16 chosen \
     straightforward
   for clips in "${batches[@]}"; do
-    part "step_$clips" 45 "$python" -m benchmarks.step "${step[@]}" --batch "$clips" \
+    part "step_$clips" 40 "$python" -m benchmarks.step "${step[@]}" --batch "$clips" \
       --forms chosen_bf16 uncompiled_bf16 --json "$results/step_$clips.json"
   done
   for frames in 16 32; do

@@ -335,7 +335,11 @@ def test_the_gpu_script_runs_every_gpu_test_and_names_real_cases_and_forms():
     assert files and all((ROOT / file).is_file() for file in files)
     ignored = {word.removeprefix("--ignore=") for word in rest if word.startswith("--ignore=")}
     assert ignored == files and "tests" in rest
-    patterns = printed.split("--only ")[1].split(" --")[0].split()
+    patterns = [
+        pattern
+        for part in printed.split("--only ")[1:]
+        for pattern in part.splitlines()[0].split(" --")[0].split()
+    ]
     cases, missing = loader.choose(("cpu", "cuda"), patterns, with_peers=False)
     assert cases and not missing and {case.device for case in cases} == {"cuda"}
     assert {*HARDWARE_SHARES, *VIDEO_THREADS} <= {case.source for case in cases}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine import compilation
 from engine.compilation import CompiledForward, compile_training, is_wanted
-from engine.distributed import Ranks
+from engine.distributed import Ranks, place
 from engine.loop import Precision, TrainStep, predict
 from engine.losses import LossConfig
 from engine.optim import OptimConfig, build_optimizer
@@ -136,6 +136,22 @@ def test_generated_code_computes_the_same():
         model.train()(clip, temperature=0.5).logits, model.linear(clip) / 0.5
     )
     assert model.runs == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["decoupled", "umdr"])
+def test_clips_of_32_pixels_train_compiled_on_a_gpu(name):
+    """Their last maps are planes of 1 x 1."""
+    ranks = Ranks(0, 0, 1).on("cuda")
+    precision = Precision.choose("bf16", ranks.device)
+    model = place(network(name, precision), ranks, precision.weights).train()
+    batch = batch_for(name)
+    assert isinstance(batch.clip, Tensor) and isinstance(batch.motion, Tensor)
+    indices = tuple(index.cuda() for index in batch.branch_indices)
+    label = batch.label.cuda()
+    batch = Batch(batch.clip.cuda(), batch.motion.cuda(), label, indices, batch.index)
+    problem = compile_training(model, ranks, lambda: trial(model, batch, LossConfig(), precision))
+    assert problem is None and isinstance(model.forward, CompiledForward)
 
 
 class Uncompilable(Counted):

@@ -1,7 +1,8 @@
 # make demo [MODALITY=rgb|depth|rgbd]   environment, sample data, training, evaluation, pictures
 # make demo NETWORK=umdr                the same with UMDR's network (RGB)
-# make test                             environment, tests
-# make lint                             ruff and mypy
+# make test                             environment, tests; make test-fast: those of less than seconds
+# make lint                             environment, ruff and mypy
+# make coverage                         tests, and which lines and branches they run
 # make env [VENV=.venv]                 the environment alone; of other versions, as on a GPU machine:
 # make env DALI=cuda130 TORCH=2.11 PYTHON=python3.12 VENV=.venv-gpu
 # Nothing but Python 3.10 to 3.12 and its package index is needed; `PYTHON=... make demo` picks one.
@@ -20,7 +21,7 @@ ifneq ($(strip $(DALI) $(TORCH)),$(or $(MADE_WITH),cuda120))
 $(READY): FORCE
 endif
 
-.PHONY: FORCE env demo demo-data-rgb demo-data-depth demo-data-rgbd test lint clean
+.PHONY: FORCE env demo demo-data-rgb demo-data-depth demo-data-rgbd test test-fast coverage lint clean
 .DELETE_ON_ERROR:
 
 ENTRY := $(BIN)/torchrun --standalone --nproc_per_node=1 engine
@@ -59,8 +60,17 @@ demo-data-rgbd: $(READY)
 
 # As many tests at a time as there are cores, four at most; each with one thread, or they would wait
 # for each other.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m 'not slow'
+
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run $(PYTEST)
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report --skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

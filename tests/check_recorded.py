@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lists import stream_of
 from numpy.typing import NDArray
 
+from lists import stream_of
 from pipelines import reference
 from pipelines.config import DataConfig
 from pipelines.depth import box_centre, boxes_at, read_depth, wrap

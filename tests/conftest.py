@@ -1,5 +1,7 @@
 """Shared by the tests: a tiny data set of real files, a tiny run on it, and the GPU promise."""
 
+import environment  # isort: skip  # before torch, which reads its part of it once
+
 import ctypes
 import os
 import subprocess
@@ -7,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import nvdecs
 import pytest
-import runs
 import torch
 import yaml
 
+import nvdecs
+import runs
 from engine.run import RunDirectory
 from pipelines import nvdec
 
@@ -107,6 +109,10 @@ def put_gpu(nothing_known: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         return asked
 
     return put
+
+
+def pytest_unconfigure() -> None:
+    environment.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

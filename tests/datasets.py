@@ -10,10 +10,10 @@ import av
 import cv2
 import numpy as np
 import torch
-from clips import write_clip
-from lists import TINY, open_source
 from numpy.typing import NDArray
 
+from clips import write_clip
+from lists import TINY, open_source
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.loader import Loader

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import runs
 import yaml
+
+import runs
 from forked import Forked
 
 STEPS = 16

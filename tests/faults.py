@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import runs
 import torch
 import yaml
-from fault_kinds import KINDS, LIMIT_S, Late, Trial
 from tqdm import tqdm
 
+import runs
 from benchmarks.records import record, write
+from fault_kinds import KINDS, LIMIT_S, Late, Trial
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

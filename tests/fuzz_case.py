@@ -13,16 +13,14 @@ from typing import Any
 
 import av
 import cv2
-import fuzz_damage
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
-from lists import write_list
 from numpy.typing import NDArray
 from PIL import Image
-from videos import KINDS as VIDEO_KINDS
-from videos import write_video
 
+import fuzz_damage
+from lists import write_list
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.depth import read_depth
 from pipelines.depth_boxes import depth_boxes
@@ -35,6 +33,8 @@ from pipelines.pack_format import PackedClip, depth_track, image_track
 from pipelines.pack_writer import PackWriter
 from pipelines.source import ClipRequest, ClipSource, Stream
 from pipelines.video import to_rgb
+from videos import KINDS as VIDEO_KINDS
+from videos import write_video
 
 CLIPS, T = 3, 7
 """All frames of each clip are loaded: none can hide its damage."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from clips import DEPTH_NAME, RGB_NAME, depth_frames, rgb_frames, write_clip
 from numpy.typing import NDArray
 
+from clips import DEPTH_NAME, RGB_NAME, depth_frames, rgb_frames, write_clip
 from pipelines import reference
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.folders import FrameList

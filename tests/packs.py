@@ -4,9 +4,9 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from clips import depth_frames, rgb_frames
 from PIL import Image
 
+from clips import depth_frames, rgb_frames
 from pipelines.pack_format import PackedClip, depth_track, image_track
 from pipelines.pack_reader import Pack
 from pipelines.pack_writer import PackWriter

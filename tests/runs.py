@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from forked import Forked, ForkedRanks
 
 from engine import checkpoint
+from forked import Forked, ForkedRanks
 from pipelines.synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import write_generic, write_ntu
 from PIL import Image
 
+from datasets import write_generic, write_ntu
 from pipelines import check, prepare
 
 SAMPLES = ("S001C001P001R001A001", "S001C002P003R002A060")

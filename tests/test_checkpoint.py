@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.published import published_file, rewritten
 from torch import nn
 
 from engine import checkpoint, convert, evaluate, export, predict
-from tests.published import published_file, rewritten
 
 
 def state(value: float, size: int = 4) -> dict:

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lists import write_list
 
 from engine.clips import check_batch, open_clips
 from engine.config import Config, ModelConfig, TrainConfig
 from engine.distributed import Ranks
 from engine.loop import Precision
+from lists import write_list
 
 
 def test_an_rgbd_run_boxes_its_depth_says_so_and_reads_both(tmp_path: Path) -> None:

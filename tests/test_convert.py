@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.published import differences, published_file, trusted
 
 from engine import checkpoint
 from engine.convert import main
-from tests.published import differences, published_file, trusted
 
 
 @pytest.mark.parametrize("wrapper", ["", "module."])

@@ -9,7 +9,6 @@ from unittest.mock import create_autospec
 
 import pytest
 import torch
-from test_compilation import batch_for, network, step_of
 from torch import Tensor, nn
 
 from engine import cuda_graph
@@ -20,6 +19,7 @@ from engine.loop import Precision, TrainStep, predict
 from engine.losses import LossConfig
 from engine.rehearsal import trial
 from pipelines.batch import Batch
+from test_compilation import batch_for, network, step_of
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 0, 1)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import DEPTH_NAME, depth_frames, write_clip
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clips import DEPTH_NAME, depth_frames, write_clip
 from pipelines import depth_boxes as module
 from pipelines import reference
 from pipelines.config import DataConfig

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_bit_equal, final_state, lines_of, without_times
-from test_compilation import batch_for, network
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -33,6 +31,8 @@ from models.gathered_pool import gathered_max_pool_3x3x3
 from models.spatial import SpatialInception, gather_pools
 from pipelines.batch import Batch
 from pipelines.motion import _batch_maps
+from runs import assert_bit_equal, final_state, lines_of, without_times
+from test_compilation import batch_for, network
 
 CUDA = torch.device("cuda")
 NETWORKS = ["decoupled", "decoupled_fusion", "umdr", "umdr_fusion"]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from linters import linter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from linters import linter
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from doctors import machine
-from runs import ROOT
 
+from doctors import machine
 from engine import doctor
 from engine.doctor_children import Outcome
 from engine.doctor_media import CODECS
+from runs import ROOT
 
 
 def run(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess:

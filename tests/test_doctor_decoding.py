@@ -5,8 +5,6 @@ import io
 import av
 import numpy as np
 import pytest
-from nvdecs import answer, need
-from test_doctor_probes import Said, probed
 
 from engine import doctor_decoding
 from engine.doctor_decoding import (
@@ -23,6 +21,8 @@ from engine.doctor_decoding import (
     probe_ffmpeg,
     probe_lz4,
 )
+from nvdecs import answer, need
+from test_doctor_probes import Said, probed
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """GPUs that work, GPUs that do not, and what mends them where."""
 
 import pytest
-from doctors import CARD, GIB, SMI, machine, named, only
 
+from doctors import CARD, GIB, SMI, machine, named, only
 from engine.doctor_children import Outcome
 from engine.doctor_gpu import (
     busy_row,

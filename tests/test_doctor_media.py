@@ -1,8 +1,8 @@
 """Decoders that work, and what it means where one does not."""
 
 import pytest
-from doctors import machine, named
 
+from doctors import machine, named
 from engine.doctor_children import Outcome
 from engine.doctor_media import CODECS, codec_rows, ffmpeg_row, jpeg_rows, lz4_row
 from engine.doctor_rows import ABSENT, FAIL, OK, WARN

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_doctor_probes import Said
 
 from engine.doctor_needs import probe_config
+from test_doctor_probes import Said
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Whether one run would go: its config, data, precision and memory."""
 
 import pytest
-from doctors import CARD, GIB, machine, named
 
+from doctors import CARD, GIB, machine, named
 from engine.doctor_children import Outcome
 from engine.doctor_rows import ABSENT, FAIL, OK, WARN
 from engine.doctor_run import run_rows

@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 import torch
-from doctors import machine, named
 from torch.overrides import TorchFunctionMode
 
+from doctors import machine, named
 from engine.doctor_children import Outcome
 from engine.doctor_rows import ABSENT, FAIL, OK, WARN, Row
 from engine.doctor_software import (

@@ -1,8 +1,8 @@
 """Limits of the system, against what training takes."""
 
 import pytest
-from doctors import GIB, machine, named, only
 
+from doctors import GIB, machine, named, only
 from engine.doctor_host import Disk
 from engine.doctor_rows import FAIL, OK, WARN
 from engine.doctor_system import (

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lists import open_source, write_list
 
 from engine.dry_run import empty_batch
+from lists import open_source, write_list
 from pipelines.batch import Batch
 from pipelines.loader import Loader
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import assert_bit_equal, final_state, lines_of, rank_process, steps_logged
-from test_plan import source
 
 from pipelines.plan import train_plan
 from pipelines.sampling import stream_clips
+from runs import assert_bit_equal, final_state, lines_of, rank_process, steps_logged
+from test_plan import source
 
 EVERY_STEP = ("train.save_every=1", "train.epochs=4")  # 16 steps
 

@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from runs import as_network
 
 from engine import checkpoint, export
 from engine.config import as_dict, load, model_options
 from engine.trained import Trained, open_trained
 from models.registry import build_model
+from runs import as_network
 
 NETWORKS: dict[str, dict] = {
     "decoupled": {}, "decoupled_fusion": {}, "umdr": {},

@@ -2,6 +2,7 @@
 moments: the table of the README."""
 
 import pytest
+
 from faults import Bench, table
 
 

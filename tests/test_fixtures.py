@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from fixture_rules import (
     assert_digest,
     assert_gradients,
@@ -15,8 +17,6 @@ from fixture_rules import (
     random_video,
     record,
 )
-from torch import Tensor, nn
-
 from models import ModelOutput, build_model
 from models.upstream import load_published, published_names, to_published
 

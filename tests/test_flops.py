@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_compilation import batch_for
-from test_loop import tiny_batch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +18,8 @@ from models.output import ModelOutput
 from models.registry import build_model
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
+from test_compilation import batch_for
+from test_loop import tiny_batch
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lists import open_source, write_list
-from test_sources import pack, write_videos
 
+from lists import open_source, write_list
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
 from pipelines.depth_boxes import depth_boxes
@@ -19,6 +18,7 @@ from pipelines.index import scan
 from pipelines.loader import Loader
 from pipelines.plan import eval_plan, train_plan
 from pipelines.source import ClipSource
+from test_sources import pack, write_videos
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLENTY = 10**9

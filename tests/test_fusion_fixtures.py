@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from engine.losses import LossConfig, training_loss
 from fixture_rules import (
     Choices,
     assert_digest,
@@ -13,9 +16,6 @@ from fixture_rules import (
     random_video,
     record,
 )
-from torch import Tensor, nn
-
-from engine.losses import LossConfig, training_loss
 from models import build_model, temporal
 from models.output import FusionOutput
 from models.upstream import load_published, to_published

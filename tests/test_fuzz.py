@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fuzz
 import numpy as np
 import pytest
+
+import fuzz
 from fuzz_damage import DAMAGES, draw, restore
 
 GROUPS = {

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from clips import depth_frames, rgb_frames
 from hypothesis import given
 from hypothesis import strategies as st
-from lists import TINY, TURNS, assert_like_twin
 
+from clips import depth_frames, rgb_frames
+from lists import TINY, TURNS, assert_like_twin
 from pipelines import reference
 from pipelines.config import DataConfig
 from pipelines.geometry import _rotate, colour_table, normalise, view_clip

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
-from lists import TINY, write_list
-from videos import number_of, write_video
 
+from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
 from engine.given_clips import clip_requests, list_frames
+from lists import TINY, write_list
 from pipelines.depth_boxes import depth_boxes
 from pipelines.index import scan
 from pipelines.source import ClipRequest, ClipSource
+from videos import number_of, write_video
 
 
 def touch(folder: Path, *names: str) -> str:

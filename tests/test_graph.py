@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
-from lists import TINY, TURNS, assert_like_twin, request, request_of, stream_of, twin
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType
 from PIL import Image
 
+from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
+from lists import TINY, TURNS, assert_like_twin, request, request_of, stream_of, twin
 from pipelines import reference, transforms
 from pipelines.config import DataConfig
 from pipelines.graph import decode_arrays, decode_graph, run, view_arrays, view_graph

@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from clips import rgb_frames
-from fuzz_damage import DAMAGES
 from PIL import Image, UnidentifiedImageError
 
+from clips import rgb_frames
+from fuzz_damage import DAMAGES
 from pipelines.image_structure import damage, first_break, located
 from pipelines.verify import image_problem, problem
 

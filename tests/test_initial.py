@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.published import SMALL, published_file, small_network
 from torch import nn
 
 from engine import checkpoint
@@ -13,7 +14,6 @@ from engine.initial import initialise, resizable
 from models import build_model
 from models.upstream import to_published
 from pipelines.config import DataConfig
-from tests.published import SMALL, published_file, small_network
 
 DATA = DataConfig(root="", train_list="", eval_list="", num_classes=5, num_frames=8,
                   branch_frames=(2, 4, 6))  # fmt: skip

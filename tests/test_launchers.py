@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from linters import linter
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"

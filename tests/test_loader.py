@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import DEPTH_NAME, rgb_frames, write_clip
-from lists import TINY, TURNS, assert_like_twin, open_source, request, twin, write_list
 from torch import Tensor
 
+from clips import DEPTH_NAME, rgb_frames, write_clip
+from lists import TINY, TURNS, assert_like_twin, open_source, request, twin, write_list
 from pipelines import reference
 from pipelines.batch import Batch
 from pipelines.config import DataConfig

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
-from packs import write_pack
 
+from packs import write_pack
 from pipelines.lz4_graph import inflate_depth, inflate_shapes
 from pipelines.pack_format import PackedClip, TrackInfo, depth_track
 

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from lists import open_source
-from nvdecs import HAS_AV1, refuse
-from test_packed_videos import pack_of
-from test_sources import batches, write_videos
 
 from engine.clips import open_clips
 from engine.config import Config, TrainConfig
 from engine.distributed import Ranks
 from engine.given_clips import clip_requests
 from engine.loop import Precision
+from lists import open_source
+from nvdecs import HAS_AV1, refuse
 from pipelines import nvdec
 from pipelines.index import scan
 from pipelines.media import Way, way_of
+from test_packed_videos import pack_of
+from test_sources import batches, write_videos
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from clips import rgb_frames
 
+from clips import rgb_frames
 from pipelines import reference
 from pipelines.motion import INT16_WINDOW, _batch_maps, motion_maps
 

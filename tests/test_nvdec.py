@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import pytest
 import torch
-from nvdecs import GPUS, HAS_AV1, answer, driver, need, need_kind, refuse, skip_counts
 
+import conftest
+from nvdecs import GPUS, HAS_AV1, answer, driver, need, need_kind, refuse, skip_counts
 from pipelines import nvdec
 from pipelines.nvdec import CODECS, FORMATS, Caps, Decoders, Limits, Picture, gpu_and_driver
 

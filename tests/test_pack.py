@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from clips import DEPTH_NAME, RGB_NAME, depth_frames, rgb_frames, write_clip
 from lists import write_list
 from packs import assert_same_shards
-
 from pipelines.config import FrameFiles
 from pipelines.depth import read_depth
 from pipelines.index import scan

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from packs import FRAMES, flip_bit, jpegs, rgbd_clip, write_pack
 
+from packs import FRAMES, flip_bit, jpegs, rgbd_clip, write_pack
 from pipelines.pack_check import Damage, verify
 from pipelines.pack_format import PackedClip, image_track, key_of
 from pipelines.pack_reader import Pack

@@ -5,11 +5,11 @@ import string
 
 import numpy as np
 import pytest
-from clips import depth_frames, rgb_frames
 from hypothesis import example, given
 from hypothesis import strategies as st
-from packs import encode, jpegs
 
+from clips import depth_frames, rgb_frames
+from packs import encode, jpegs
 from pipelines.pack_format import (
     PackedClip,
     Sample,

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from clips import depth_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import FRAMES, flip_bit, jpegs, rgbd_clip, write_pack
 
+from clips import depth_frames
+from packs import FRAMES, flip_bit, jpegs, rgbd_clip, write_pack
 from pipelines import pack_reader
 from pipelines.pack_format import PackedClip, depth_track, image_track
 from pipelines.pack_reader import Pack

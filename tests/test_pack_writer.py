@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from clips import depth_frames
 from nvidia.dali import fn, pipeline_def
-from packs import FRAMES, assert_same_shards, contents, jpegs, rgbd_clip, write_pack
 
+from clips import depth_frames
+from packs import FRAMES, assert_same_shards, contents, jpegs, rgbd_clip, write_pack
 from pipelines.pack_format import PackedClip, image_track, key_of, video_track
 from pipelines.pack_reader import Pack
 from pipelines.pack_writer import PackWriter

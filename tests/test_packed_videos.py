@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from datasets import prepare, write_generic
 from lists import open_source, write_list
 from nvdecs import need_kind
 from packs import flip_bit, jpegs, write_pack
-from test_sources import assert_same, batches, view, write_videos
-from videos import write_kind, write_video
-
 from pipelines import video_index
 from pipelines.config import DataConfig
 from pipelines.frame_cache import FrameCache
@@ -29,6 +27,8 @@ from pipelines.pack_format import PackedClip, image_track, video_track
 from pipelines.pack_reader import Pack
 from pipelines.source_choice import choose_source
 from pipelines.video import decode_frames
+from test_sources import assert_same, batches, view, write_videos
+from videos import write_kind, write_video
 
 CPU = torch.device("cpu")
 GPU = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)

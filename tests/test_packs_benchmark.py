@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from packs import jpegs, write_pack
 
 from benchmarks import packs as benchmark
+from packs import jpegs, write_pack
 from pipelines.pack_format import PackedClip, depth_track, image_track, video_track
 
 

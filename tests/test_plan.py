@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lists import TINY
 
+from lists import TINY
 from pipelines.folders import Frames
 from pipelines.index import Clip, ClipIndex
 from pipelines.plan import eval_plan, train_plan

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import as_network
 
 from engine import checkpoint
 from engine.clips import open_clips
@@ -20,6 +19,7 @@ from engine.predict import main, picture_paths, recognise
 from engine.trained import open_trained
 from models import build_model
 from models.upstream import to_published
+from runs import as_network
 
 ROOT = Path(__file__).resolve().parents[1]
 FINISHED_EPOCHS = 2

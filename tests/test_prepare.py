@@ -8,6 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+
 from datasets import (
     NTU_SAMPLES,
     config_of,
@@ -27,7 +28,6 @@ from datasets import (
     write_thu_read,
     write_video,
 )
-
 from engine.clips import class_names
 from pipelines.config import DataConfig
 from pipelines.ffmpeg import decode

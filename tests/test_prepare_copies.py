@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from datasets import (
     NTU_SAMPLES,
     config_of,
@@ -18,10 +19,9 @@ from datasets import (
     write_ntu,
     write_nvgesture,
 )
-from videos import write_kind
-
 from pipelines import check
 from pipelines.video_index import probe
+from videos import write_kind
 
 SAMPLE = NTU_SAMPLES[1]
 COPY = f"Images/{SAMPLE}_rgb.mp4"

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from datasets import (
     nvgesture_line,
     write_generic,
@@ -12,9 +15,6 @@ from datasets import (
     write_nvgesture,
     write_thu_read,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from pipelines.datasets import DATASETS, Download, Wishes
 from pipelines.datasets.ntu import TRAIN_SUBJECTS_60, TRAIN_SUBJECTS_120, lists_of
 from pipelines.datasets.thu_read import ACTIONS

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from datasets import (
     NTU_SAMPLES,
     config_of,
@@ -14,7 +15,6 @@ from datasets import (
     write_ntu,
     write_thu_read,
 )
-
 from pipelines import check
 from pipelines.index import scan
 from pipelines.pack_reader import Pack

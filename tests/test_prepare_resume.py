@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import NTU_SAMPLES, prepare, tree, write_ntu, write_video
 
+from datasets import NTU_SAMPLES, prepare, tree, write_ntu, write_video
 from pipelines.manifest import Manifest
 from pipelines.prepare import main
 

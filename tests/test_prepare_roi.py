@@ -3,11 +3,11 @@
 import cv2
 import numpy as np
 import pytest
-from clips import write_clip
-from datasets import masked_depth, write_lossless
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clips import write_clip
+from datasets import masked_depth, write_lossless
 from pipelines.depth import box_centre, wrap
 from pipelines.prepare import main
 from pipelines.roi import PersonCentres, person_centres

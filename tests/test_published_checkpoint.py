@@ -8,11 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from engine.published_checkpoint import is_published, to_ours, to_published
-from models import build_model
-from models.upstream import published_names
-from models.upstream import to_published as published_state
 from tests.published import (
     KEYS,
     SMALL,
@@ -22,6 +17,11 @@ from tests.published import (
     small_network,
     with_copies,
 )
+
+from engine.published_checkpoint import is_published, to_ours, to_published
+from models import build_model
+from models.upstream import published_names
+from models.upstream import to_published as published_state
 
 
 @pytest.mark.parametrize("copies", [False, True])

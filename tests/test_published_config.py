@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.published_yaml import GUIDE, PUBLISHED, ROOT, published, recipe, without_first_weights
 
 from engine.config import load
 from engine.published_config import (
@@ -15,7 +16,6 @@ from engine.published_config import (
     translate,
 )
 from models.video_networks import PUBLISHED as VIDEO_NETWORKS
-from tests.published_yaml import GUIDE, PUBLISHED, ROOT, published, recipe, without_first_weights
 
 
 def translated(name: str, ranks: int = 1, **changes: Any) -> dict[str, Any]:

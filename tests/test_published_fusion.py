@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.published import differences, is_parameter, published_file, trusted
 from torch import nn
 
 from engine import checkpoint, convert
@@ -17,7 +18,6 @@ from engine.published_checkpoint import to_ours, to_published
 from models import build_model
 from models.upstream import to_published as published_state
 from pipelines.config import DataConfig
-from tests.published import differences, is_parameter, published_file, trusted
 
 KEYS = json.loads((Path(__file__).parent / "data" / "decoupled_fusion_keys.json").read_text())
 TINY = {"num_classes": 8, "num_frames": 8, "branch_frames": (2, 4, 6), "num_blocks": 1}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.published import differences, trusted
 from torch import nn
 
 from engine import checkpoint
@@ -17,7 +18,6 @@ from engine.published_checkpoint import to_ours, to_published
 from models import build_model
 from models.upstream import published_parameters
 from models.upstream import to_published as published_state
-from tests.published import differences, trusted
 
 SMALL = {"num_classes": 5, "num_frames": 8, "num_blocks": 3, "width": 8, "dim": 64}
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.published_yaml import GUIDE, PUBLISHED, ROOT, published, recipe
 
 from engine.config import Config, load
 from engine.published_umdr import COMPUTED, NO_EFFECT, ONLY, OPTIONS, RENAMED, translate
-from tests.published_yaml import GUIDE, PUBLISHED, ROOT, published, recipe
 
 FILES = PUBLISHED / "umdr"
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lists import write_list
 from PIL import Image
 
+from lists import write_list
 from pipelines.config import DataConfig
 from pipelines.damage import find_damage
 from pipelines.index import scan

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
 from lists import stream_of
-
 from pipelines import reference
 from pipelines.config import DataConfig
 from pipelines.view import View, eval_view

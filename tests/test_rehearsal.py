@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_compilation import batch_for
 from torch import Tensor, nn
 
 from engine.distributed import Ranks, place
@@ -15,6 +14,7 @@ from engine.rehearsal import check_precision
 from models.blocks import FlatConv
 from models.registry import build_model
 from pipelines.batch import Batch
+from test_compilation import batch_for
 
 CPU = torch.device("cpu")
 

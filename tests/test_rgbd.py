@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import MARKER, marker_frames, rgb_frames, write_clip
-from lists import TINY, assert_like_twin, open_source, twin, write_list
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from clips import MARKER, marker_frames, rgb_frames, write_clip
+from lists import TINY, assert_like_twin, open_source, twin, write_list
 from pipelines import reference
 from pipelines.batch import Batch
 from pipelines.config import DataConfig, FrameFiles

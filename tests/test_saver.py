@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from saves import FullDisk, names, saved, state, value_of
 
 from engine import checkpoint
 from engine.run import RunDirectory
 from engine.saver import Saver, start_point
+from saves import FullDisk, names, saved, state, value_of
 
 
 def test_the_newest_are_kept_and_last_and_best_are_second_names_of_theirs(run):

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from test_loop import CPU, tiny_batch, tiny_step
 
 from engine.loop import TrainStep
 from engine.skipping import StepScaler, trouble
 from pipelines.batch import Batch
+from test_loop import CPU, tiny_batch, tiny_step
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lists import TINY
 
+from lists import TINY
 from pipelines.depth import DepthBoxes
 from pipelines.folders import Frames
 from pipelines.index import Clip, ClipIndex

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lists import write_list
-from test_sources import pack
 
+from lists import write_list
 from pipelines import source_choice
 from pipelines.config import DataConfig
 from pipelines.source_choice import choose_source
+from test_sources import pack
 
 CPU = torch.device("cpu")
 

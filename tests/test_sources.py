@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.types import DALIDataType
+
 from clips import write_clip
 from lists import TURNS, open_source, write_list
 from nvdecs import need_kind
-from nvidia.dali.types import DALIDataType
-from videos import KINDS, number_of, write_video
-
 from pipelines.batch import Batch
 from pipelines.config import DataConfig, FrameFiles
 from pipelines.depth import read_depth
@@ -30,6 +29,7 @@ from pipelines.pack_reader import Pack
 from pipelines.pack_writer import PackWriter
 from pipelines.source import ClipSource
 from pipelines.video import decode_frames
+from videos import KINDS, number_of, write_video
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from runs import flip
-from saves import saved
 
 from engine.saver import start_point
+from runs import flip
+from saves import saved
 
 
 def test_a_new_run_starts_from_nothing(run):

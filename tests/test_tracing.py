@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import lines_of
 
 from engine.config import from_tree
 from engine.distributed import Ranks
 from engine.tracing import Trace, window
 from engine.training import Training
 from pipelines import spans
+from runs import lines_of
 
 CPU = torch.device("cpu")
 

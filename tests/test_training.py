@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_bit_equal, final_state, lines_of, result_of, without_times
+from tests.published import published_file
 
 from engine.convert import main as convert
 from pipelines.sampling import stream_clips
-from tests.published import published_file
+from runs import assert_bit_equal, final_state, lines_of, result_of, without_times
 
 
 @pytest.mark.slow

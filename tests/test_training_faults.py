@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from runs import assert_bit_equal, final_state, flip, lines_of, result_of
 
 LONG = ("train.epochs=8", "train.save_every=2", "optim.warmup=0")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from runs import assert_bit_equal, final_state, lines_of
 from test_training import LOSS_CURVE
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from fixture_rules import DATA
 
+from fixture_rules import DATA
 from models import build_model
 from models.staged import StageRecoupling, neighbours_pooled
 from models.umdr import umdr_branch_frames

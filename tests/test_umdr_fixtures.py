@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.straightforward_umdr import StraightforwardUmdrNetwork
+from engine.batch_norm import GlobalBatchNorm
+from engine.losses import LossConfig, training_loss
 from fixture_rules import (
     Choices,
     assert_digest,
@@ -16,11 +21,6 @@ from fixture_rules import (
     random_video,
     record,
 )
-from torch import Tensor, nn
-
-from benchmarks.straightforward_umdr import StraightforwardUmdrNetwork
-from engine.batch_norm import GlobalBatchNorm
-from engine.losses import LossConfig, training_loss
 from models import ModelOutput, build_model, temporal
 from models.temporal import segment_middles
 from models.upstream import load_published, published_names, to_published

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from fixture_rules import DATA, assert_digest, filled, ints24, random_video, record, unit
 from torch import Tensor, nn
 
+from fixture_rules import DATA, assert_digest, filled, ints24, random_video, record, unit
 from models import build_model
 from models.upstream import load_published, to_published
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import as_network
-from test_compilation import batch_for, network, step_of
 
 from engine import checkpoint
 from engine.distributed import Ranks, place
 from engine.loop import Precision
+from runs import as_network
+from test_compilation import batch_for, network, step_of
 
 UNIMODAL = ["merged", "sum", "4 frames", "8 frames", "12 frames"]
 FUSION = ["sum", "mean", "rgb + depth", "rgb", "depth", "completed rgb", "completed depth"]

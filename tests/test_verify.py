@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
-from lists import TINY, request
 from PIL import Image
 
+from clips import DEPTH_NAME, depth_frames, rgb_frames, write_clip
+from lists import TINY, request
 from pipelines.config import DataConfig
 from pipelines.culprit import find_problem, passing
 from pipelines.graph import decode_arrays, decode_graph, run

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from pipelines.video import VideoInfo, decode_frames
+from pipelines.video_index import probe
 from videos import (
     KINDS,
     number_of,
@@ -18,9 +21,6 @@ from videos import (
     write_video,
     write_with_hidden_frames,
 )
-
-from pipelines.video import VideoInfo, decode_frames
-from pipelines.video_index import probe
 
 NUM_FRAMES = 30
 Video = tuple[str, VideoInfo, np.ndarray]

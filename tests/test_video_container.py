@@ -4,9 +4,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from videos import write_kind, write_video
 
 from pipelines.video_container import is_chained, noted_size
+from videos import write_kind, write_video
 
 
 @pytest.mark.parametrize("kind", ["mjpeg_422_odd", "h264_odd", "vp9_odd", "h264_mkv", "h264_avi"])

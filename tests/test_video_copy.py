@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import number_of, write_kind, write_packed, write_with_hidden_frames
 
 from pipelines.video import decode_frames
 from pipelines.video_copy import copy_with_times
 from pipelines.video_index import probe
+from videos import number_of, write_kind, write_packed, write_with_hidden_frames
 
 
 @pytest.mark.parametrize("kind", ["h264_avi_bframes", "mpeg4_bframes", "h264_open_gop"])

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nvdecs import need_kind
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType
-from videos import number_of, write_kind, write_video, write_with_hidden_frames
 
+from nvdecs import need_kind
 from pipelines.nvdec import decoders
 from pipelines.video import decode_frames
 from pipelines.video_copy import copy_with_times
 from pipelines.video_graph import decode_video
 from pipelines.video_index import probe
+from videos import number_of, write_kind, write_video, write_with_hidden_frames
 
 NVDEC_LEVELS = 3.0
 """Mean difference allowed between NVDEC's pixels and FFmpeg's: the same decoded picture through

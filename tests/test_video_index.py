@@ -9,13 +9,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from nvdecs import answer
 from packs import encode
-from videos import picture, turned, write_kind, write_video
-
 from pipelines.cache import JsonLines
 from pipelines.video import VideoInfo
 from pipelines.video_index import Probe, probe, probe_videos
+from videos import picture, turned, write_kind, write_video
 
 
 def forget(_: str) -> None:

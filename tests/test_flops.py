@@ -18,7 +18,7 @@ from models.output import ModelOutput
 from models.registry import build_model
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
-from test_compilation import batch_for
+from test_compilation import SIZE, batch_for
 from test_loop import tiny_batch
 
 CPU = torch.device("cpu")
@@ -70,7 +70,9 @@ def test_frozen_halves_cost_their_forward_pass_alone():
     with META:
         network = build_model("umdr_fusion", num_classes=3, num_frames=4, branch_frames=(3,),
                               width=8, dim=64, **options)  # fmt: skip
-        clip, tokens, token = (torch.empty(shape) for shape in ((1, 3, 4, 64, 64), (1, 4, 64), 64))
+        clip, tokens, token = (
+            torch.empty(shape) for shape in ((1, 3, 4, SIZE, SIZE), (1, 4, 64), 64)
+        )
         forward, complement = (
             flop_of(lambda: network((clip, clip))),
             flop_of(lambda: network.complement((tokens, tokens), (token[None], token[None]))),

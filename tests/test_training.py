@@ -12,6 +12,7 @@ import torch
 from tests.published import published_file
 
 from engine.convert import main as convert
+from holding import HeldRun
 from pipelines.sampling import stream_clips
 from runs import assert_bit_equal, final_state, lines_of, result_of, without_times
 
@@ -66,19 +67,16 @@ def test_ten_kills_at_random_moments_end_bit_equal_to_the_uninterrupted_run(star
     draw = random.Random(11)
     run, total = tmp_path / "killed", len(lines_of(tmp_path / "whole", "train"))
     targets = sorted(draw.sample(range(1, total), 10))
-    for target in targets:
-        process = start("train.epochs=6", "train.save_every=2", "train.run_dir=killed")
-        while process.poll() is None:
-            metrics = run / "metrics.jsonl"
-            text = metrics.read_text() if metrics.exists() else ""
-            steps = [json.loads(line)["step"] for line in text.splitlines(True) if line[-1] == "\n"]
-            if steps and steps[-1] >= target:
-                time.sleep(draw.random() * 0.1)
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+    for number, target in enumerate(targets):
+        options = ("train.epochs=6", "train.save_every=2", "train.run_dir=killed")
+        held = HeldRun(start, tmp_path / f"held_{number}", [target], *options)
+        held.wait(target)
+        if number % 2:
+            held.go(target)
+            time.sleep(draw.random() * 0.1)
+        held.process.send_signal(signal.SIGKILL)
+        held.process.communicate()
+        assert held.process.returncode in (-signal.SIGKILL, 0), "the last may end before"
     done = train("train.epochs=6", "train.save_every=2", "train.run_dir=killed")
     assert done.returncode == 0, done.stderr
     assert_bit_equal(final_state(run), final_state(tmp_path / "whole"))
@@ -142,13 +140,12 @@ def test_what_was_skipped_is_still_counted_and_still_left_out_after_a_kill(start
     explode = ("optim.lr=1e30", "optim.warmup=0", "optim.schedule=constant", "train.save_every=3",
                "train.on_nan=skip")  # fmt: skip
     assert train(*explode, "train.run_dir=whole").returncode == 0
-    process = start(*explode, "train.run_dir=killed")
     run = tmp_path / "killed"
-    while not (run / "metrics.jsonl").exists() or len(lines_of(run, "train")) < 5:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    held = HeldRun(start, tmp_path / "held", [5], *explode, "train.run_dir=killed")
+    held.wait(5)
+    assert len(lines_of(run, "train")) == 5
+    held.process.kill()
+    held.process.communicate()
     assert train(*explode, "train.run_dir=killed").returncode == 0
     assert_bit_equal(final_state(run), final_state(tmp_path / "whole"))
     seen, expected = (

@@ -2,11 +2,10 @@
 
 import resource
 import shutil
-import time
-from pathlib import Path
 
 import pytest
 
+from holding import HeldRun
 from runs import assert_bit_equal, final_state, flip, lines_of, result_of
 
 LONG = ("train.epochs=8", "train.save_every=2", "optim.warmup=0")
@@ -55,12 +54,6 @@ def wait_for(process, text: str) -> None:
     raise AssertionError(f"the run ended without saying {text!r}")
 
 
-def wait_for_file(process, path: Path) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-
-
 @pytest.mark.slow
 def test_training_outlives_a_full_disk_and_a_deleted_directory_bit_for_bit(start, train, tmp_path):
     """A limit on the size of files fails writes in the middle, as a full disk does; a directory
@@ -69,23 +62,29 @@ def test_training_outlives_a_full_disk_and_a_deleted_directory_bit_for_bit(start
     assert whole.returncode == 0, whole.stderr
     expected = final_state(tmp_path / "whole")
 
-    process = start(*LONG, "train.run_dir=full")
-    wait_for_file(process, tmp_path / "full" / "last.pt")
-    unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, -1))
-    wait_for(process, "IS NOT SAVED")
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    held = HeldRun(start, tmp_path / "hold_full", [5, 9], *LONG, "train.run_dir=full")
+    held.wait(5)
+    held.wait_for(tmp_path / "full" / "last.pt")
+    unlimited = resource.prlimit(held.process.pid, resource.RLIMIT_FSIZE, (10_000, -1))
+    held.go(5)
+    wait_for(held.process, "IS NOT SAVED")
+    held.wait(9)
+    resource.prlimit(held.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    held.go(9)
+    err = held.end()
+    assert held.process.returncode == 0, err
     assert "checkpoints are saved again" in err
     assert_bit_equal(final_state(tmp_path / "full"), expected)
     steps = [line["step"] for line in lines_of(tmp_path / "full", "train")]
     assert steps == [line["step"] for line in lines_of(tmp_path / "whole", "train")]
 
-    process = start(*LONG, "train.run_dir=deleted")
-    wait_for_file(process, tmp_path / "deleted" / "last.pt")
+    held = HeldRun(start, tmp_path / "hold_deleted", [5], *LONG, "train.run_dir=deleted")
+    held.wait(5)
+    held.wait_for(tmp_path / "deleted" / "last.pt")
     (tmp_path / "deleted").rename(tmp_path / "away")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    held.go(5)
+    err = held.end()
+    assert held.process.returncode == 0, err
     assert_bit_equal(final_state(tmp_path / "deleted"), expected)
     assert (tmp_path / "deleted" / "config.yaml").read_bytes() == (
         tmp_path / "away" / "config.yaml"
@@ -95,11 +94,13 @@ def test_training_outlives_a_full_disk_and_a_deleted_directory_bit_for_bit(start
 
 @pytest.mark.slow
 def test_a_disk_that_stays_full_is_an_error_at_the_end(start, tmp_path):
-    process = start("train.run_dir=full")
-    wait_for_file(process, tmp_path / "full" / "last.pt")
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10_000, -1))
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
+    held = HeldRun(start, tmp_path / "held", [5], "train.run_dir=full")
+    held.wait(5)
+    held.wait_for(tmp_path / "full" / "last.pt")
+    resource.prlimit(held.process.pid, resource.RLIMIT_FSIZE, (10_000, -1))
+    held.go(5)
+    err = held.end()
+    assert held.process.returncode == 1
     (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "step_00000008.pt: cannot be saved (" in error and "untouched" in error
     assert final_state(tmp_path / "full")["progress"]["step"] == 4

@@ -78,7 +78,7 @@ class Forked:
 class ForkedRanks:
     """A process per rank, in torchrun's environment; where one fails, the others are ended soon."""
 
-    PATIENCE_S = 30.0
+    PATIENCE_S = 120.0
 
     def __init__(
         self, num_ranks: int, script: Path, arguments: Sequence[str], cwd: Path,

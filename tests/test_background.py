@@ -37,7 +37,7 @@ def threads() -> list[str]:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert condition()
@@ -127,7 +127,7 @@ def test_a_program_that_ends_half_way_ends_at_once_and_with_its_own_status() -> 
         sys.exit(7)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], timeout=60, capture_output=True,
+        [sys.executable, "-c", textwrap.dedent(script)], timeout=300, capture_output=True,
         text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (7, "")

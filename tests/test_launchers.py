@@ -63,7 +63,7 @@ def run(command: list[str], notes: Path, send: int = 0) -> tuple[int, list[str]]
             time.sleep(0.02)
         if send:
             process.send_signal(send)
-        status = process.wait(timeout=60)
+        status = process.wait(timeout=300)
     finally:
         process.kill()
     return status, notes.read_text().splitlines()

@@ -166,9 +166,8 @@ lock = threading.Lock(); lock.acquire(); lock.acquire()
 
 
 def test_a_process_that_hangs_in_c_code_ends() -> None:
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 1 and time.monotonic() - started < 300
+    assert done.returncode == 1
     assert "without progress for 2 s (train.timeout_s): in step 1" in done.stderr

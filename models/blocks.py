@@ -96,8 +96,9 @@ def max_pool_3x3x3(frames: Tensor, num_frames: int, nonnegative: bool) -> Tensor
         # Over time alone: how planes of 1 x 1 lie in memory has two readings, and torch's compiler
         # takes another one of a 3-D pool's gradient than the pool itself.
         tokens = frames.flatten(1).unflatten(0, (-1, num_frames)).transpose(1, 2)  # (B, C, T)
-        zeros = 0 if nonnegative else 1
-        pooled = F.max_pool1d(F.pad(tokens, (zeros, zeros)), 3, stride=1, padding=1 - zeros)
+        pooled = F.max_pool1d(tokens, 3, stride=1, padding=1)
+        if not nonnegative:  # every window holds zeros of the border, which come first
+            pooled = F.relu(pooled)
         return pooled.transpose(1, 2).flatten(0, 1)[..., None, None]
     video = frames.unflatten(0, (-1, num_frames)).transpose(1, 2)  # (B, C, T, H, W), a view
     if nonnegative:

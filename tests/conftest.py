@@ -3,18 +3,22 @@
 import environment  # isort: skip  # before torch, which reads its part of it once
 
 import ctypes
+import multiprocessing
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
+import forked
 import nvdecs
 import runs
+from benchmarks import turns
 from engine.run import RunDirectory
 from pipelines import nvdec
 
@@ -61,6 +65,16 @@ def train(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Co
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return train
+
+
+@pytest.fixture
+def forked_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark's cases are forked from a process that has imported torch, as programs are
+    (tests/forked.py): not for what a case reads from the environment."""
+    context = SimpleNamespace(
+        get_context=lambda method: forked.CONTEXT, active_children=multiprocessing.active_children
+    )
+    monkeypatch.setattr(turns, "multiprocessing", context)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

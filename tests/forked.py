@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch._dynamo", "engine.training"])
-"""What a run imports; torch._dynamo is what torch's optimizers do."""
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "engine.training", "benchmarks.end_to_end", "benchmarks.step"]
+)
+"""What a run imports, and a benchmark; torch._dynamo is what torch's optimizers do."""
 
 
 class Forked:

@@ -26,8 +26,9 @@ OPTIONS = {
     "num_blocks": 1, "dropout": 0.0,
 }  # fmt: skip
 
-SIZE = 32
-"""It leaves planes of 1 x 1 at the end, the smallest there are."""
+SIZE = 64
+SMALLEST = 32
+"""Leaves planes of 1 x 1 at the end."""
 
 
 @pytest.fixture
@@ -42,13 +43,13 @@ def network(name: str, precision: Precision) -> nn.Module:
     return build_model(name, **OPTIONS | more).to(precision.weights)
 
 
-def batch_for(name: str, num_clips: int = 2) -> Batch:
+def batch_for(name: str, num_clips: int = 2, size: int = SIZE) -> Batch:
     generator = torch.Generator().manual_seed(1)
     streams = []
     for _ in range(2):
-        levels = torch.randint(0, 256, (num_clips, 4, SIZE, SIZE, 3), generator=generator)
+        levels = torch.randint(0, 256, (num_clips, 4, size, size, 3), generator=generator)
         clip = ((levels - 127.5) / 128).permute(0, 4, 1, 2, 3)
-        streams.append((clip, torch.rand(num_clips, 1, 4, SIZE, SIZE, generator=generator)))
+        streams.append((clip, torch.rand(num_clips, 1, 4, size, size, generator=generator)))
     clips, maps = zip(*streams, strict=True)
     paired = name.endswith("_fusion")
     indices = (torch.arange(3).repeat(num_clips, 1),)
@@ -64,7 +65,7 @@ def step_of(model: nn.Module, precision: Precision) -> TrainStep:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["decoupled", "decoupled_fusion", "umdr", "umdr_fusion"])
 def test_a_compiled_network_trains_as_the_plain_one(traced_only, name):
-    precision, batch = Precision.choose("fp64", CPU), batch_for(name)
+    precision, batch = Precision.choose("fp64", CPU), batch_for(name, size=SMALLEST)
     plain, compiled = network(name, precision), network(name, precision)
     names = list(compiled.state_dict())
     assert compile_for(compiled, batch, precision) is None
@@ -145,7 +146,7 @@ def test_clips_of_32_pixels_train_compiled_on_a_gpu(name):
     ranks = Ranks(0, 0, 1).on("cuda")
     precision = Precision.choose("bf16", ranks.device)
     model = place(network(name, precision), ranks, precision.weights).train()
-    batch = batch_for(name)
+    batch = batch_for(name, size=SMALLEST)
     assert isinstance(batch.clip, Tensor) and isinstance(batch.motion, Tensor)
     indices = tuple(index.cuda() for index in batch.branch_indices)
     label = batch.label.cuda()

@@ -226,6 +226,7 @@ def test_the_step_is_the_engines():
     assert all(0 < loss < 1e3 for loss in losses) and LossConfig().recoupling_delay > 0
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys):
     out = tmp_path / "result.json"
@@ -313,6 +314,7 @@ def test_efficiency_is_the_rate_over_that_of_one_rank_times_their_number():
     assert scaling.efficiencies(made).keys() == {"weak/1", "weak/4"}
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 @pytest.mark.parametrize("loader", [False, True])
 def test_a_tiny_run_trains_on_one_rank_and_on_two(tmp_path, capsys, loader):
@@ -332,6 +334,7 @@ def test_a_tiny_run_trains_on_one_rank_and_on_two(tmp_path, capsys, loader):
     assert compare.main([str(out), str(out)]) == 0
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 def test_what_stops_a_group_is_told_and_the_others_go_on(tmp_path):
     network = dataclasses.replace(R3D, frames=8, size=31)  # too small for the network

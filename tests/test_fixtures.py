@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.straightforward import StraightforwardNetwork
 from fixture_rules import (
     assert_digest,
     assert_gradients,
@@ -41,6 +42,12 @@ SPATIAL_STAGES = {
     "Mixed_5c": ("spatial.inception5c", "out"),
 }
 BRANCHES = ("small", "media", "large")
+
+
+NEARLY_CANCELS = "frp_module.rpconv1d.weight"
+"""Its gradient in evaluation mode is a small difference of large sums: on a CPU without AVX-512
+float32 misses its norm by 2.2e-3, and the network in plain operations by 1.1e-3. Allowed is three
+times what plain operations miss it by where the test runs."""
 
 
 def temperature(epoch: int) -> float:
@@ -189,9 +196,10 @@ def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
     if precise:
         assert_gradients(published_gradients(model), expected)
     else:
-        assert_gradients(
-            published_gradients(model), expected, record(f"decoupled_grad_{mode}_fp32")
-        )
+        noisy, sensitive = record(f"decoupled_grad_{mode}_fp32"), {}
+        if mode == "eval":
+            sensitive[NEARLY_CANCELS] = max(1e-3, 3 * plain_noise(model, clip, motion, expected))
+        assert_gradients(published_gradients(model), expected, noisy, sensitive=sensitive)
     if mode == "train":
         assert_running_statistics(model, expected["bn_after_one_forward"], tolerance)
         clipped_step(model, expected["after_one_sgd_step"])
@@ -199,6 +207,20 @@ def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
         after = [loss.item() for loss in losses(output, expected["target"])]
         recorded = [expected["after_one_sgd_step"][key] for key in ("CE", "distill")]
         assert after == pytest.approx(recorded, rel=1e-8 if precise else 3e-3)
+
+
+def plain_noise(model: nn.Module, clip: Tensor, motion: Tensor, expected: dict) -> float:
+    """By how much of itself the network as it is written down, in the operations of the published
+    one, misses the norm of the gradient of `NEARLY_CANCELS` on this machine."""
+    names = {published: ours for ours, published in published_names(model).items()}
+    plain = StraightforwardNetwork(60, dropout=0.0)
+    plain.load_state_dict(model.state_dict())
+    plain.to(clip).eval()
+    indices = [branch.evaluation_indices.expand(BATCH, -1) for branch in model.branches]
+    output = plain(clip.contiguous(), motion, indices, temperature(expected["args"]["epoch"]))
+    sum(losses(output, expected["target"])).backward()
+    found = plain.get_parameter(names[NEARLY_CANCELS]).grad.norm().item()
+    return abs(found / expected["grad_norm"][NEARLY_CANCELS] - 1)
 
 
 def assert_running_statistics(model: nn.Module, expected: dict[str, Any], tolerance: float) -> None:

@@ -45,6 +45,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 def test_a_tiny_run_measures_the_loader_beside_the_twin_and_can_be_compared(
     clips, tmp_path, capsys
@@ -78,6 +79,7 @@ def test_a_run_that_cannot_be_done_says_what_to_change(tmp_path, capsys):
         measure([replace(MOTION, pages="cold")], replace(TINY, clips=3), tmp_path)
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 def test_what_stops_one_case_is_told_and_the_others_go_on(tmp_path, capsys):
     SOURCES["videos"].write(tmp_path, TINY)

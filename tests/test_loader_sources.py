@@ -71,7 +71,8 @@ def test_the_hardware_decoder_is_given_the_share_of_the_case(clips, defined, sou
 
 
 @pytest.mark.parametrize(("source", "threads"), [("videos", TINY.workers), *VIDEO_THREADS.items()])
-def test_videos_are_decoded_by_the_threads_of_the_case(clips, defined, source, threads):
+def test_videos_are_decoded_by_the_threads_of_the_case(clips, defined, put_gpu, source, threads):
+    put_gpu("hopper")
     pipeline = define(source, "motion", clips, defined)
     assert "device: mixed\n" in operator(pipeline, "decoders__Video")
     assert pipeline.num_threads == threads

@@ -70,6 +70,7 @@ def test_the_straightforward_network_computes_what_the_engines_does(network, opt
         torch.testing.assert_close(state[name], tensor, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "blocks"), [("decoupled", 1), ("umdr", 3)])
 def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
@@ -99,6 +100,7 @@ def test_the_step_benchmark_measures_both_forms_on_the_same_batch(
     assert result["wall"]["merged_gb"] < result["wall"]["gb"]
 
 
+@pytest.mark.usefixtures("forked_cases")
 def test_the_step_benchmark_shows_the_kernels_of_a_form(tmp_path, capsys):
     out = tmp_path / "step.json"
     options = "--num-blocks 1 --size 32 --frames 8 --width 8 --dim 64 --batch 2 --warmup 1"
@@ -137,6 +139,7 @@ def acted(form: str, setting: forms.Setting, threads: int, profile: bool, pipe: 
         step.serve(form, replace(setting, device="cpu"), threads, profile, pipe)
 
 
+@pytest.mark.usefixtures("forked_cases")
 def test_what_stops_a_form_is_a_row_and_the_forms_after_it_are_measured_and_written(
     tmp_path, capsys, monkeypatch
 ):

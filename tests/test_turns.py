@@ -53,6 +53,7 @@ def stay(case: str, pipe: Connection) -> None:
 KILLED = "its process was ended by signal 9 (Killed; the system does so where memory runs out)"
 
 
+@pytest.mark.usefixtures("forked_cases")
 @pytest.mark.slow
 def test_cases_are_set_up_one_by_one_and_one_that_dies_ends_no_other(tmp_path):
     stops = {
@@ -69,6 +70,7 @@ def test_cases_are_set_up_one_by_one_and_one_that_dies_ends_no_other(tmp_path):
     assert not any(child.process.is_alive() for child in children.values())
 
 
+@pytest.mark.usefixtures("forked_cases")
 def test_a_case_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr(turns, "LONGEST_END_S", 0.1)
     with started(["case"], stay) as children:

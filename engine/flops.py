@@ -33,7 +33,7 @@ def clip_flop(config: Config, batch: Batch) -> float:
         network = build_model(config.model.name, **model_options(config))
     for module in network.modules():
         if isinstance(module, _BatchNorm):  # no product, and three fifths of the counting's time
-            module.forward = _unchanged  # type: ignore[method-assign]
+            module.forward = _unchanged  # type: ignore[assignment, method-assign]
     return step_flop(network, batch, config.loss) / len(batch.label)
 
 

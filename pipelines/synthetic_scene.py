@@ -11,6 +11,7 @@ between the shoulders. Directions in the gestures' names are those that the view
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -327,7 +328,7 @@ def _elbow(shoulder: Array, hand: Array, side: int) -> Array:
     """Where the two bones from shoulder to hand meet, bent outwards and down (3,). They stretch
     where the hand is out of reach."""
     way = hand - shoulder
-    length = np.linalg.norm(way)
+    length: Any = np.linalg.norm(way)  # a number, which NumPy's stubs do not always say
     stretch = max(1.0, length / (0.98 * (UPPER_ARM + FOREARM)))
     upper, fore = UPPER_ARM * stretch, FOREARM * stretch
     along = (upper**2 - fore**2 + length**2) / (2 * length)

@@ -30,7 +30,7 @@ from benchmarks.records import record, summary, write
 from benchmarks.settings import as_text as settings_as_text
 from benchmarks.settings import settings
 from benchmarks.traffic import setting_operations
-from benchmarks.turns import READY, in_brief, started, take_turns, wait_for
+from benchmarks.turns import READY, give_back_memory, in_brief, started, take_turns, wait_for
 
 Entries = dict[str, dict[str, Any]]
 """What the record says of each form, by its name."""
@@ -151,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device(setting.device)
     found = rates(device)
+    give_back_memory(setting.device)
     least = wall(setting_operations(setting, WALL_PRECISION[setting.device]), found)
     about = {"setting": dataclasses.asdict(setting), "threads": threads}
     about |= {"ceilings": found, "wall": least}

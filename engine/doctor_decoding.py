@@ -7,8 +7,10 @@ the doctor's child processes (engine/doctor_probes.py); judges nothing."""
 import ctypes
 import importlib.metadata
 import io
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +169,10 @@ def _by_pyav(codec: str) -> bytes | None:
     encoder, options = ENCODERS[codec]
     file = io.BytesIO()
     try:
-        with av.open(file, "w", format=CONTAINERS.get(codec, "mp4")) as container:
+        with (
+            scheduled_as_before(),
+            av.open(file, "w", format=CONTAINERS.get(codec, "mp4")) as container,
+        ):
             stream: Any = container.add_stream(encoder, rate=30, options=options)
             stream.width, stream.height = WIDTH, HEIGHT
             stream.pix_fmt = _pixel_format(codec)
@@ -180,6 +185,17 @@ def _by_pyav(codec: str) -> bytes | None:
     except (av.FFmpegError, ValueError):  # this FFmpeg was built without the encoder
         return None
     return file.getvalue()
+
+
+@contextmanager
+def scheduled_as_before() -> Iterator[None]:
+    """Gives the calling thread its scheduling back: run by root, SVT-AV1 makes the thread that
+    opens it a real-time one, and so all that this thread starts: other processes stand still."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def _by_program(codec: str) -> bytes | None:

@@ -33,6 +33,14 @@ def give_back_memory() -> Iterator[None]:
         trim(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def stay_an_ordinary_process() -> Iterator[None]:
+    """A library that makes this process a real-time one would hold up all others from here on."""
+    before = os.sched_getscheduler(0)
+    yield
+    assert os.sched_getscheduler(0) == before
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.write_tiny_dataset(tmp_path_factory.mktemp("data") / "sample")

@@ -12,6 +12,8 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.doctor_decoding import scheduled_as_before
+
 WIDTH, HEIGHT = 160, 144
 """The least that NVDEC takes of HEVC is 144 x 144."""
 BITS = 8
@@ -101,7 +103,7 @@ def write_video(
     audio: bool = False,
 ) -> Path:
     """Numbered pictures (or `frames`) as a video; `times` in 1/30 s, else 0, 1, 2, ..."""
-    with av.open(str(path), "w") as container:
+    with scheduled_as_before(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from engine.timing import PARTS
@@ -79,21 +81,23 @@ def contact_sheet(batch: Batch, clips: Sequence[str], path: Path) -> None:
     """First clips of a batch as PNG. Of each a row of frames per modality (RGB above depth), and
     below them as many rows of motion maps."""
     shown = min(len(clips), SHEET_CLIPS, len(batch.label))
-    rows = [clip[:shown].float().permute(0, 2, 3, 4, 1).cpu().numpy() for clip, _ in batch.streams]
-    rows = [np.rint(pixels * 128 + 127.5).astype(np.uint8) for pixels in rows]
-    rows += [maps[:shown, 0].cpu().numpy() for _, maps in batch.streams if maps is not None]
+    clips_shown = [clip[:shown].float().permute(0, 2, 3, 4, 1).cpu() for clip, _ in batch.streams]
+    rows = [np.rint(pixels.numpy() * 128 + 127.5).astype(np.uint8) for pixels in clips_shown]
+    maps = [maps[:shown, 0].cpu().numpy() for _, maps in batch.streams if maps is not None]
+    rows += [colormaps["inferno"](values / 2, bytes=True)[..., :3] for values in maps]
     frames = np.linspace(0, rows[0].shape[1] - 1, SHEET_FRAMES).round().astype(int)
-    figure = Figure(figsize=(SHEET_FRAMES * 1.3, shown * len(rows) * 1.4), layout="constrained")
-    axes = figure.subplots(shown * len(rows), SHEET_FRAMES, squeeze=False)
-    for clip in range(shown):
-        first = clip * len(rows)
-        axes[first, 0].set_title(clips[clip], fontsize=8, loc="left")
-        for row, images in enumerate(rows):
-            for axis, frame in zip(axes[first + row], frames, strict=True):
-                # The colours and their range are for the maps: imshow takes RGB as it is.
-                axis.imshow(images[clip, frame], cmap="inferno", vmin=0, vmax=2)
-        for axis, frame in zip(axes[first + len(batch.streams) - 1], frames, strict=True):
-            axis.set_xlabel(f"frame {frame}", fontsize=6, labelpad=1)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+    width = rows[0].shape[3]
+    gap = width // 16  # white, right of each frame and below it
+    size = (SHEET_FRAMES * 1.3, shown * (len(rows) * 1.35 + 0.4))
+    figure = Figure(figsize=size, layout="constrained")
+    for clip, axis in enumerate(figure.subplots(shown, 1, squeeze=False)[:, 0]):
+        tiles = np.stack([images[clip, frames] for images in rows])
+        tiles = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+        axis.imshow(rearrange(tiles, "row frame h w c -> (row h) (frame w) c"))
+        axis.set_title(clips[clip], fontsize=8, loc="left")
+        middles = (width + gap) * np.arange(SHEET_FRAMES) + width / 2
+        axis.set_xticks(middles, [f"frame {frame}" for frame in frames], fontsize=6)
+        axis.set_yticks([])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
     figure.savefig(path, dpi=110)

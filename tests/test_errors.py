@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from runs import write_checkpoint
+
 
 @pytest.fixture
 def broken(dataset: Path, tiny_config: dict, tmp_path: Path) -> Path:
@@ -83,13 +85,9 @@ def test_an_8_bit_png_where_16_bit_is_promised(train, broken, tiny_config):
     assert str(folder) in line and "16" in line
 
 
-@pytest.mark.slow
-def test_a_checkpoint_of_another_network(train, tmp_path):
-    assert train("train.epochs=1").returncode == 0
-    done = train(
-        "model.width=12", "--checkpoint", str(tmp_path / "run" / "last.pt"),
-        script="engine/evaluate.py",
-    )  # fmt: skip
+def test_a_checkpoint_of_another_network(train, tiny_config, tmp_path):
+    path = write_checkpoint(tiny_config, tmp_path / "first")
+    done = train("model.width=12", "--checkpoint", str(path), script="engine/evaluate.py")
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert "last.pt: is a checkpoint of another network" in line
@@ -103,12 +101,12 @@ def test_a_run_directory_that_cannot_be_written(train, tmp_path):
     assert f"{tmp_path / 'file' / 'run'}: cannot be written" in line
 
 
-def test_a_dry_run_looks_at_the_weights_to_start_from(train, tmp_path):
+def test_a_dry_run_looks_at_the_weights_to_start_from(train, tiny_config, tmp_path):
     done = train("--dry-run", "train.init_from=missing.pt")
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert line.startswith("error: missing.pt: no such file")
-    assert train("train.epochs=1", "train.run_dir=first").returncode == 0
+    write_checkpoint(tiny_config, tmp_path / "first")
     done = train("--dry-run", "train.init_from=first/last.pt")
     assert "the network starts from first/last.pt" in done.stdout, done.stderr
 

@@ -8,7 +8,7 @@ import pytest
 from holding import HeldRun
 from runs import assert_bit_equal, final_state, flip, lines_of, result_of
 
-LONG = ("train.epochs=8", "train.save_every=2", "optim.warmup=0")
+LONG = ("train.epochs=4", "train.save_every=2", "optim.warmup=0")
 
 
 @pytest.mark.slow

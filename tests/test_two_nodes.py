@@ -40,8 +40,8 @@ def numbers(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_two_launchers_train_as_one_launcher_with_two_ranks(train, tiny_config, tmp_path):
-    one = train(*OPTIONS, f"train.run_dir={tmp_path / 'one'}", ranks=2, torchrun=True)
+def test_two_launchers_train_as_two_ranks_of_one_machine(train, tiny_config, tmp_path):
+    one = train(*OPTIONS, f"train.run_dir={tmp_path / 'one'}", ranks=2)
     assert one.returncode == 0, one.stderr
 
     config = tmp_path / "node.yaml"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 
 import forked
 import nvdecs
@@ -21,6 +22,12 @@ import runs
 from benchmarks import turns
 from engine.run import RunDirectory
 from pipelines import nvdec
+
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+"""However busy the machine: the same examples, and none that took too long."""
 
 
 @pytest.fixture(scope="module", autouse=True)

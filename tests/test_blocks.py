@@ -46,7 +46,7 @@ def test_scaled_widths_are_multiples_of_four_and_never_vanish() -> None:
     assert scaled(16, 1 / 64) == 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),
@@ -82,7 +82,7 @@ def test_a_halving_pool_of_nonnegative_planes_is_the_zero_padded_one(height, wid
     assert torch.equal(halved(planes, kernel), expected.squeeze(2))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(frames=st.integers(1, 5), height=st.integers(1, 6), width=st.integers(1, 6))
 def test_the_3x3x3_pool_pads_with_zeros_in_space_and_time(frames, height, width) -> None:
     torch.manual_seed(frames * height * width)

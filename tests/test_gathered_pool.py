@@ -79,7 +79,7 @@ def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     clips=st.integers(1, 2), num_frames=st.integers(1, 3), channels=st.integers(1, 3),
     height=st.integers(1, 4), width=st.integers(1, 3), nonnegative=st.booleans(),

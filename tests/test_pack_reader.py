@@ -29,7 +29,7 @@ def pack(tmp_path: Path) -> Pack:
     return write_pack(tmp_path / "pack", map(rgbd_clip, range(4)), 31_000)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(NAMES | st.just("a/b.c d\udcff"), SIZES, min_size=1, max_size=5),
     st.integers(1, 5000),

@@ -77,7 +77,7 @@ def test_epoch_and_accuracy_become_the_progress():
     assert type(ours["optimizer"]["param_groups"][0]["lr"]) is float
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     wrapper=st.sampled_from(["", "module."]),
     copies=st.booleans(),

@@ -57,7 +57,7 @@ def test_every_frame_is_found_by_its_number_in_display_order(video, kind) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(asked=st.lists(st.integers(0, NUM_FRAMES - 1), max_size=6))
 def test_any_numbers_in_any_order_give_the_frames_of_decoding_everything(
     video, kind, asked

@@ -1,5 +1,6 @@
 """benchmarks/end_to_end.py: its cases, its arithmetic, a tiny run."""
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -10,7 +11,16 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import ceilings, compare, end_to_end, end_to_end_run, end_to_end_table, scaling
+from benchmarks import (
+    ceilings,
+    compare,
+    end_to_end,
+    end_to_end_run,
+    end_to_end_table,
+    networks,
+    scaling,
+    traffic,
+)
 from benchmarks.end_to_end_run import BOTH, LOADER, STEP, Case, Window, alive_together, cases, entry
 from benchmarks.loader_cases import Setting
 from benchmarks.networks import SHAPES, Network, training_step
@@ -19,12 +29,13 @@ from engine import compilation
 from engine.distributed import Ranks
 from engine.losses import LossConfig
 from engine.timing import StepClock
+from models.registry import build_model
 from models.video_networks import PUBLISHED
 
 R3D = SHAPES["small"]["r3d_18"]
 TINY = (
-    "--networks r3d_18 --sources frames --batch 1 --clips 4 --batches 1 --workers 1 --prefetch 1 "
-    "--rgb-size 64x48 --depth-size 64x48 --frames 8 --size 32 --windows 2 --device cpu"
+    "--networks decoupled --sources frames --batch 1 --clips 4 --batches 1 --workers 1 "
+    "--prefetch 1 --rgb-size 64x48 --depth-size 64x48 --frames 8 --size 32 --windows 2 --device cpu"
 )
 
 
@@ -230,21 +241,28 @@ def test_the_step_is_the_engines():
     assert all(0 < loss < 1e3 for loss in losses) and LossConfig().recoupling_delay > 0
 
 
+small = functools.partial(build_model, width=8, dim=64, num_blocks=1)
+
+
 def serve_short(case: Case, disk: Setting, data: Path, compiled: str, pipe: Connection) -> None:
-    """`serve` whose windows last no longer than their batches."""
-    with mock.patch.dict(end_to_end_run.SHORTEST, cpu=0.0):
+    """`serve` of a small network in windows that last no longer than their batches."""
+    with (
+        mock.patch.dict(end_to_end_run.SHORTEST, cpu=0.0),
+        mock.patch.object(networks, "build_model", small),
+    ):
         end_to_end_run.serve(case, disk, data, compiled, pipe)
 
 
 @pytest.mark.usefixtures("forked_cases")
 def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(end_to_end_run, "serve", serve_short)
+    monkeypatch.setattr(traffic, "build_model", small)
     monkeypatch.setattr(ceilings, "REPEATS", 1)
     out = tmp_path / "result.json"
     assert end_to_end.main([*TINY.split(), "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"command", "commit", "machine", "versions", "setting", "published"} <= result.keys()
-    names = ["cpu/r3d_18/step", "cpu/r3d_18/frames/both", "cpu/r3d_18/frames/loader"]
+    names = [f"cpu/decoupled/{part}" for part in ("step", "frames/both", "frames/loader")]
     assert list(result["entries"]) == names and result["errors"] == {}
     for found in result["entries"].values():
         spread = found["seconds"]
@@ -252,8 +270,8 @@ def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys,
         assert found["settings"] == settings()
     assert 0 <= result["entries"][names[1]]["data_wait"] < 1
     step, both = (result["entries"][name]["seconds"]["median"] for name in names[:2])
-    assert result["stalls"]["cpu/r3d_18/frames"]["stall"] == pytest.approx(1 - step / both)
-    assert "\ncpu/r3d_18/frames " in capsys.readouterr().out
+    assert result["stalls"]["cpu/decoupled/frames"]["stall"] == pytest.approx(1 - step / both)
+    assert "\ncpu/decoupled/frames " in capsys.readouterr().out
     assert compare.main([str(out), str(out)]) == 0
 
 
@@ -269,17 +287,18 @@ def test_a_step_that_cannot_be_compiled_is_an_error_and_not_measured_uncompiled(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(end_to_end_run, "serve", serve_without_compiler)
+    monkeypatch.setattr(traffic, "build_model", small)
     monkeypatch.setattr(end_to_end, "rates", lambda device: RATES)
     out = tmp_path / "result.json"
     assert end_to_end.main([*TINY.split(), "--compile", "on", "--json", str(out)]) == 1
     result, printed = json.loads(out.read_text()), capsys.readouterr()
-    assert list(result["entries"]) == ["cpu/r3d_18/frames/loader"] and result["stalls"] == {}
-    assert list(result["errors"]) == ["cpu/r3d_18/step", "cpu/r3d_18/frames/both"]
+    assert list(result["entries"]) == ["cpu/decoupled/frames/loader"] and result["stalls"] == {}
+    assert list(result["errors"]) == ["cpu/decoupled/step", "cpu/decoupled/frames/both"]
     for name, why in result["errors"].items():
         assert why.startswith("ValueError: the step cannot be compiled (InvalidBackend: ")
         assert why.endswith("); --compile off measures it uncompiled")
         assert f"error: {name}: {why}" in printed.err
-    assert "cpu/r3d_18/frames/loader: " in printed.out
+    assert "cpu/decoupled/frames/loader: " in printed.out
 
 
 def test_the_json_is_there_after_each_group_of_cases(tmp_path, monkeypatch):

@@ -19,12 +19,12 @@ from benchmarks import (
     end_to_end_table,
     networks,
     scaling,
-    traffic,
 )
 from benchmarks.end_to_end_run import BOTH, LOADER, STEP, Case, Window, alive_together, cases, entry
 from benchmarks.loader_cases import Setting
 from benchmarks.networks import SHAPES, Network, training_step
 from benchmarks.settings import settings
+from benchmarks.traffic import network_operations
 from engine import compilation
 from engine.distributed import Ranks
 from engine.losses import LossConfig
@@ -241,11 +241,16 @@ def test_the_step_is_the_engines():
     assert all(0 < loss < 1e3 for loss in losses) and LossConfig().recoupling_delay > 0
 
 
-small = functools.partial(build_model, width=8, dim=64, num_blocks=1)
+@pytest.fixture
+def quickly_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations of another network, as counting those of many layers takes longer than a run."""
+    counted = functools.partial(network_operations, R3D)
+    monkeypatch.setattr(end_to_end, "network_operations", lambda _, precision: counted(precision))
 
 
 def serve_short(case: Case, disk: Setting, data: Path, compiled: str, pipe: Connection) -> None:
     """`serve` of a small network in windows that last no longer than their batches."""
+    small = functools.partial(build_model, width=8, dim=64, num_blocks=1)
     with (
         mock.patch.dict(end_to_end_run.SHORTEST, cpu=0.0),
         mock.patch.object(networks, "build_model", small),
@@ -253,10 +258,9 @@ def serve_short(case: Case, disk: Setting, data: Path, compiled: str, pipe: Conn
         end_to_end_run.serve(case, disk, data, compiled, pipe)
 
 
-@pytest.mark.usefixtures("forked_cases")
+@pytest.mark.usefixtures("forked_cases", "quickly_counted")
 def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(end_to_end_run, "serve", serve_short)
-    monkeypatch.setattr(traffic, "build_model", small)
     monkeypatch.setattr(ceilings, "REPEATS", 1)
     out = tmp_path / "result.json"
     assert end_to_end.main([*TINY.split(), "--json", str(out)]) == 0
@@ -282,12 +286,11 @@ def serve_without_compiler(
         serve_short(case, disk, data, compiled, pipe)
 
 
-@pytest.mark.usefixtures("forked_cases")
+@pytest.mark.usefixtures("forked_cases", "quickly_counted")
 def test_a_step_that_cannot_be_compiled_is_an_error_and_not_measured_uncompiled(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(end_to_end_run, "serve", serve_without_compiler)
-    monkeypatch.setattr(traffic, "build_model", small)
     monkeypatch.setattr(end_to_end, "rates", lambda device: RATES)
     out = tmp_path / "result.json"
     assert end_to_end.main([*TINY.split(), "--compile", "on", "--json", str(out)]) == 1

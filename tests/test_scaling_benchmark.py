@@ -18,7 +18,7 @@ from benchmarks.settings import settings
 from models.registry import build_model
 
 R3D = SHAPES["small"]["r3d_18"]
-TINY = "--frames 8 --size 32 --batch 1 --warmup 1 --steps 1 --windows 2 --device cpu"
+TINY = "--frames 8 --size 32 --batch 1 --warmup 1 --steps 1 --windows 1 --device cpu"
 
 
 def test_ranks_share_a_batch_that_grows_with_them_or_stays():

@@ -17,9 +17,10 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "engine.training", "benchmarks.end_to_end", "benchmarks.step"]
+    ["torch._dynamo", "engine.training", "benchmarks.end_to_end", "benchmarks.step", "pytest"]
 )
-"""What a run imports, and a benchmark; torch._dynamo is what torch's optimizers do."""
+"""What a run imports, a benchmark, and a test's function that a process is given; torch._dynamo is
+what torch's optimizers do."""
 
 
 class Forked:
@@ -73,7 +74,7 @@ class Forked:
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-        out, err = (path.read_text() for path in self._written)
+        out, err = (path.read_text(errors="replace") for path in self._written)
         return out, err
 
 
@@ -118,6 +119,21 @@ class ForkedRanks:
         outputs = [rank.communicate() for rank in self.ranks]
         out, err = ("".join(texts) for texts in zip(*outputs, strict=True))
         return out, err
+
+
+def run_code(
+    code: str, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 300.0
+) -> subprocess.CompletedProcess:
+    """As `python -c` runs it, to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "code.py")
+        script.write_text(code)
+        process = Forked(script, arguments, Path.cwd(), {**os.environ, **(env or {})})
+        try:
+            out, err = process.communicate(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def free_port() -> int:

@@ -2,26 +2,29 @@
 name or delivered as any decoder sees it. `python tests/fuzz.py --cases 3000 --seed 0`; a finding is
 repeated by `--kind KIND --only NUMBER` with its seed.
 
-This process only starts others and reads their lines: it survives what kills them.
+This process only forks others, which need not import torch and DALI anew, and takes their results:
+it survives what kills them.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import selectors
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 120
 """Without a word from a process that works on one case: it hangs."""
+
+CONTEXT: Any = multiprocessing.get_context("fork")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,13 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", action="append", help="only this kind of file; repeatable")
     parser.add_argument("--only", type=int, help="this case of each kind alone")
     parser.add_argument("--json", help="file for the counts and defects")
-    parser.add_argument("--work", nargs=3, metavar=("KIND", "FIRST", "LAST"),
-                        help=argparse.SUPPRESS)  # fmt: skip
     given = parser.parse_args(arguments)
-    if given.work:
-        work(given.work[0], given.seed, int(given.work[1]), int(given.work[2]))
-        return 0
-    kinds = given.kind or kinds_known()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch
+    sys.path.append(str(ROOT))
+    import fuzz_case
+
+    kinds = given.kind or fuzz_case.KINDS
     results: list[dict[str, Any]] = []
     for place, kind in enumerate(kinds):
         count = given.cases // len(kinds) + (place < given.cases % len(kinds))
@@ -53,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def record(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """How many cases of each kind came to each outcome, by which command and commit; defects."""
-    sys.path.append(str(ROOT))
-    from engine.run import commit  # not earlier: the cases are done without torch in this process
+    from engine.run import commit
 
     counts: dict[str, Counter[str]] = {}
     for result in results:
@@ -69,18 +70,12 @@ def record(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def kinds_known() -> list[str]:
-    words = [sys.executable, "-c", "import fuzz_case; print(*fuzz_case.KINDS)"]
-    done = subprocess.run(words, env=_environment(), check=True, capture_output=True, text=True)
-    return done.stdout.split()
-
-
 def run(kind: str, seed: int, first: int, last: int) -> list[dict[str, Any]]:
     """Results of the cases first .. last - 1, in as many processes as it takes."""
     results: list[dict[str, Any]] = []
     while first < last:
-        with tempfile.TemporaryFile("w+", errors="replace") as said:
-            done, ending = _listen(kind, seed, first, last, said)
+        with tempfile.NamedTemporaryFile("w+", errors="replace") as said:
+            done, ending = _listen(kind, seed, first, last, said.name)
             said.seek(0)
             words = said.read()[-2000:]
         results += done
@@ -94,35 +89,38 @@ def run(kind: str, seed: int, first: int, last: int) -> list[dict[str, Any]]:
 
 
 def _listen(
-    kind: str, seed: int, first: int, last: int, said: Any
+    kind: str, seed: int, first: int, last: int, said: str
 ) -> tuple[list[dict[str, Any]], str]:
-    """The results that one process gave, and CRASH or HANG if it did not end well."""
-    words = worker_command(kind, seed, first, last)
+    """The results that one process gave, and CRASH or HANG if it did not end well; what it prints
+    goes to the file `said`."""
+    results, theirs = CONTEXT.Pipe(duplex=False)
+    given = (kind, seed, first, last, theirs)
+    process = CONTEXT.Process(target=_in_session, args=(said, work, *given))
+    process.start()
+    theirs.close()
     done: list[dict[str, Any]] = []
-    with subprocess.Popen(
-        words, env=_environment(), stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT,
-        start_new_session=True,
-    ) as process, selectors.DefaultSelector() as selector:  # fmt: skip
-        assert process.stdout is not None
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(PATIENCE_S):
-            line = process.stdout.readline()
-            if not line:
-                break
-            done.append(json.loads(line))
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-            return done, "HANG"
-    return done, "CRASH" if process.returncode < 0 else ""
+    with results:
+        try:
+            while results.poll(PATIENCE_S):
+                done.append(results.recv())
+        except (EOFError, OSError):  # OSError: it ended in the middle of a result
+            process.join()
+            return done, "CRASH" if process.exitcode < 0 else ""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return done, "HANG"
 
 
-def worker_command(kind: str, seed: int, first: int, last: int) -> list[str]:
-    words = [sys.executable, __file__, "--seed", str(seed)]
-    return [*words, "--work", kind, str(first), str(last)]
+def _in_session(said: str, work: Callable[..., None], *given: Any) -> None:
+    os.setsid()
+    with open(said, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    work(*given)
 
 
-def work(kind: str, seed: int, first: int, last: int) -> None:
-    """One line of JSON per case, as soon as it is over."""
+def work(kind: str, seed: int, first: int, last: int, results: Connection) -> None:
+    """Sends the result of each case as soon as it is over."""
     import fuzz_case
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -130,7 +128,7 @@ def work(kind: str, seed: int, first: int, last: int) -> None:
         for number in range(first, last):
             result = fuzz_case.run_case(data, kind, seed, number)
             result["what"] = result["what"].replace(folder, "")
-            print(json.dumps(result), flush=True)
+            results.send(result)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -149,11 +147,6 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             lines.append("{outcome} --kind {kind} --only {number}: {damage} {moment}: {what}"
                          .format(**result))  # fmt: skip
     return "\n".join(lines)
-
-
-def _environment() -> dict[str, str]:
-    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """benchmarks/demos.py: whole trainings side by side, and what is made of their results."""
 
 import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TextIO
 
 import pytest
 
 from benchmarks import demos
 from benchmarks.demos import as_text, main, train_side_by_side
+from forked import Forked
 
 
 def entry(*runs: tuple[float, float]) -> dict:
@@ -23,10 +29,32 @@ def test_the_table_holds_times_against_the_first_config():
     assert two.split() == ["two", "100.0%", "5.50", "(5.50", "to", "5.50)", "0.50x"]
 
 
-@pytest.mark.slow
+class ForkedTraining:
+    """As much of subprocess.Popen as the benchmark uses, for tests/forked.py."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], stdout: TextIO, stderr: TextIO
+    ) -> None:
+        assert command[0] == sys.executable and stdout is stderr
+        self.log = Path(stdout.name)
+        self.process = Forked(Path(command[1]), command[2:], Path.cwd(), env)
+
+    def wait(self) -> int:
+        self.log.write_text("".join(self.process.communicate(timeout=600)))
+        return self.process.returncode
+
+
+@pytest.fixture
+def forked_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demos, "subprocess", SimpleNamespace(Popen=ForkedTraining))
+
+
+@pytest.mark.usefixtures("forked_trainings")
 def test_two_configs_train_on_the_same_clips_and_are_recorded(dataset, tmp_path, capsys):
     out = tmp_path / "out.json"
     overrides = [f"data.root={dataset}", "train.epochs=1", f"data.cache_dir={tmp_path}"]
+    overrides += ["data.num_frames=8", "data.branch_frames=[2,4,6]", "train.global_batch=12"]
+    overrides += ["model.width=4", "model.dim=64"]
     assert main(["--seeds", "3", "--json", str(out), "--overrides", *overrides]) == 0
     entries = json.loads(out.read_text())["entries"]
     assert list(entries) == ["demo_rgb", "demo_umdr_rgb"]
@@ -38,6 +66,7 @@ def test_two_configs_train_on_the_same_clips_and_are_recorded(dataset, tmp_path,
         assert found["ms_per_clip"]["median"] == 1000 * run["seconds"] / run["clips"]
 
 
+@pytest.mark.usefixtures("forked_trainings")
 def test_a_training_that_fails_is_named_and_ends_no_other(dataset, tmp_path):
     wrong = ["train.epochs=0", f"data.root={dataset}", f"data.cache_dir={tmp_path}"]
     results, stopped = train_side_by_side(["demo_rgb", "no_such"], 5, wrong, tmp_path)

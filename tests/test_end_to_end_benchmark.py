@@ -1,26 +1,42 @@
-"""benchmarks/end_to_end.py and scaling.py: their cases, their arithmetic, a tiny run of each."""
+"""benchmarks/end_to_end.py: its cases, its arithmetic, a tiny run."""
 
-import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks import compare, end_to_end, end_to_end_run, end_to_end_table, scaling
+from benchmarks import (
+    ceilings,
+    compare,
+    end_to_end,
+    end_to_end_run,
+    end_to_end_table,
+    networks,
+    scaling,
+)
 from benchmarks.end_to_end_run import BOTH, LOADER, STEP, Case, Window, alive_together, cases, entry
 from benchmarks.loader_cases import Setting
 from benchmarks.networks import SHAPES, Network, training_step
-from benchmarks.scaling import Group, groups
 from benchmarks.settings import settings
+from benchmarks.traffic import network_operations
+from engine import compilation
 from engine.distributed import Ranks
 from engine.losses import LossConfig
 from engine.timing import StepClock
+from models.registry import build_model
 from models.video_networks import PUBLISHED
 
 R3D = SHAPES["small"]["r3d_18"]
-TINY = "--frames 8 --size 32 --windows 2 --device cpu"
+TINY = (
+    "--networks decoupled --sources frames --batch 1 --clips 4 --batches 1 --workers 1 "
+    "--prefetch 1 --rgb-size 64x48 --depth-size 64x48 --frames 8 --size 32 --windows 2 --device cpu"
+)
 
 
 RATES = {"matmul_tflop_per_s": 1.0, "copy_gb_per_s": 100.0}
@@ -213,7 +229,6 @@ def test_published_shapes_are_those_of_the_networks():
     assert SHAPES["published"].keys() == SHAPES["small"].keys() == {"decoupled", "umdr", *PUBLISHED}
 
 
-@pytest.mark.slow
 def test_the_step_is_the_engines():
     network = Network("decoupled", 8, 32, 2)
     ranks = Ranks(0, 0, 1)
@@ -226,18 +241,32 @@ def test_the_step_is_the_engines():
     assert all(0 < loss < 1e3 for loss in losses) and LossConfig().recoupling_delay > 0
 
 
-@pytest.mark.usefixtures("forked_cases")
-@pytest.mark.slow
-def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys):
+@pytest.fixture
+def quickly_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations of another network, as counting those of many layers takes longer than a run."""
+    counted = functools.partial(network_operations, R3D)
+    monkeypatch.setattr(end_to_end, "network_operations", lambda _, precision: counted(precision))
+
+
+def serve_short(case: Case, disk: Setting, data: Path, compiled: str, pipe: Connection) -> None:
+    """`serve` of a small network in windows that last no longer than their batches."""
+    small = functools.partial(build_model, width=8, dim=64, num_blocks=1)
+    with (
+        mock.patch.dict(end_to_end_run.SHORTEST, cpu=0.0),
+        mock.patch.object(networks, "build_model", small),
+    ):
+        end_to_end_run.serve(case, disk, data, compiled, pipe)
+
+
+@pytest.mark.usefixtures("forked_cases", "quickly_counted")
+def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(end_to_end_run, "serve", serve_short)
+    monkeypatch.setattr(ceilings, "REPEATS", 1)
     out = tmp_path / "result.json"
-    command = (
-        f"--networks r3d_18 --sources frames --batch 1 --clips 4 --batches 1 --workers 1 {TINY}"
-    )
-    sizes = "--prefetch 1 --rgb-size 64x48 --depth-size 64x48"
-    assert end_to_end.main([*command.split(), *sizes.split(), "--json", str(out)]) == 0
+    assert end_to_end.main([*TINY.split(), "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"command", "commit", "machine", "versions", "setting", "published"} <= result.keys()
-    names = ["cpu/r3d_18/step", "cpu/r3d_18/frames/both", "cpu/r3d_18/frames/loader"]
+    names = [f"cpu/decoupled/{part}" for part in ("step", "frames/both", "frames/loader")]
     assert list(result["entries"]) == names and result["errors"] == {}
     for found in result["entries"].values():
         spread = found["seconds"]
@@ -245,29 +274,34 @@ def test_a_tiny_run_measures_the_parts_the_whole_and_the_stall(tmp_path, capsys)
         assert found["settings"] == settings()
     assert 0 <= result["entries"][names[1]]["data_wait"] < 1
     step, both = (result["entries"][name]["seconds"]["median"] for name in names[:2])
-    assert result["stalls"]["cpu/r3d_18/frames"]["stall"] == pytest.approx(1 - step / both)
-    assert "\ncpu/r3d_18/frames " in capsys.readouterr().out
+    assert result["stalls"]["cpu/decoupled/frames"]["stall"] == pytest.approx(1 - step / both)
+    assert "\ncpu/decoupled/frames " in capsys.readouterr().out
     assert compare.main([str(out), str(out)]) == 0
 
 
-@pytest.mark.slow
+def serve_without_compiler(
+    case: Case, disk: Setting, data: Path, compiled: str, pipe: Connection
+) -> None:
+    with mock.patch.object(compilation, "BACKEND", "no_such_compiler"):
+        serve_short(case, disk, data, compiled, pipe)
+
+
+@pytest.mark.usefixtures("forked_cases", "quickly_counted")
 def test_a_step_that_cannot_be_compiled_is_an_error_and_not_measured_uncompiled(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv("CXX", str(tmp_path / "no_compiler"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(end_to_end_run, "serve", serve_without_compiler)
+    monkeypatch.setattr(end_to_end, "rates", lambda device: RATES)
     out = tmp_path / "result.json"
-    command = f"--networks r3d_18 --sources frames --batch 1 --clips 4 --batches 1 {TINY}"
-    sizes = "--workers 1 --prefetch 1 --rgb-size 64x48 --depth-size 64x48 --compile on"
-    assert end_to_end.main([*command.split(), *sizes.split(), "--json", str(out)]) == 1
+    assert end_to_end.main([*TINY.split(), "--compile", "on", "--json", str(out)]) == 1
     result, printed = json.loads(out.read_text()), capsys.readouterr()
-    assert list(result["entries"]) == ["cpu/r3d_18/frames/loader"] and result["stalls"] == {}
-    assert list(result["errors"]) == ["cpu/r3d_18/step", "cpu/r3d_18/frames/both"]
+    assert list(result["entries"]) == ["cpu/decoupled/frames/loader"] and result["stalls"] == {}
+    assert list(result["errors"]) == ["cpu/decoupled/step", "cpu/decoupled/frames/both"]
     for name, why in result["errors"].items():
-        assert why.startswith("ValueError: the step cannot be compiled (")
+        assert why.startswith("ValueError: the step cannot be compiled (InvalidBackend: ")
         assert why.endswith("); --compile off measures it uncompiled")
         assert f"error: {name}: {why}" in printed.err
-    assert "cpu/r3d_18/frames/loader: " in printed.out
+    assert "cpu/decoupled/frames/loader: " in printed.out
 
 
 def test_the_json_is_there_after_each_group_of_cases(tmp_path, monkeypatch):
@@ -292,56 +326,6 @@ def test_the_json_is_there_after_each_group_of_cases(tmp_path, monkeypatch):
 def test_a_source_of_another_device_is_refused(capsys):
     assert end_to_end.main(["--sources", "cache_gpu", "--device", "cpu"]) == 1
     assert "error: --sources cache_gpu: is not for cpu" in capsys.readouterr().err
-
-
-def test_ranks_share_a_batch_that_grows_with_them_or_stays():
-    assert groups([1, 2, 4], 3) == {
-        "weak/1": Group(1, 3), "weak/2": Group(2, 3), "weak/4": Group(4, 3),
-        "strong/1": Group(1, 12), "strong/2": Group(2, 6), "strong/4": Group(4, 3),
-    }  # fmt: skip
-    with pytest.raises(ValueError, match="--ranks 3: cannot share 8 clips equally"):
-        groups([1, 3, 4], 2)
-    assert scaling.default_ranks(1) == [1] and scaling.default_ranks(2) == [1, 2]
-    assert scaling.default_ranks(7) == [1, 2, 4] and scaling.default_ranks(8) == [1, 2, 4, 8]
-
-
-def test_efficiency_is_the_rate_over_that_of_one_rank_times_their_number():
-    rates = {"weak/1": (1, 10.0), "weak/4": (4, 30.0), "strong/1": (1, 20.0), "strong/4": (4, 60.0)}
-    made = {name: {"ranks": n, "clips_per_s": rate} for name, (n, rate) in rates.items()}
-    found = scaling.efficiencies(made)
-    assert found == {"weak/1": 1, "weak/4": 0.75, "strong/1": 1, "strong/4": 0.75}
-    del made["strong/1"]
-    assert scaling.efficiencies(made).keys() == {"weak/1", "weak/4"}
-
-
-@pytest.mark.usefixtures("forked_cases")
-@pytest.mark.slow
-@pytest.mark.parametrize("loader", [False, True])
-def test_a_tiny_run_trains_on_one_rank_and_on_two(tmp_path, capsys, loader):
-    out = tmp_path / "scaling.json"
-    command = f"--network r3d_18 --ranks 1 2 --batch 1 --warmup 1 --steps 1 {TINY}".split()
-    command += ["--loader"] if loader else []
-    assert scaling.main([*command, "--json", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert {"command", "commit", "machine", "versions", "setting"} <= result.keys()
-    assert list(result["entries"]) == ["weak/1", "weak/2", "strong/1", "strong/2"]
-    assert [found["global_batch"] for found in result["entries"].values()] == [1, 2, 2, 2]
-    assert result["entries"]["weak/2"]["seconds"] == result["entries"]["strong/2"]["seconds"]
-    assert all(found["settings"] == settings() for found in result["entries"].values())
-    for name, figure in scaling.efficiencies(result["entries"]).items():
-        assert result["entries"][name]["efficiency"] == figure > 0
-    assert result["errors"] == {} and "efficiency" in capsys.readouterr().out
-    assert compare.main([str(out), str(out)]) == 0
-
-
-@pytest.mark.usefixtures("forked_cases")
-@pytest.mark.slow
-def test_what_stops_a_group_is_told_and_the_others_go_on(tmp_path):
-    network = dataclasses.replace(R3D, frames=8, size=31)  # too small for the network
-    setting = scaling.Setting("cpu", network, "off", False, 1, 1, 1, 1)
-    found, errors = scaling.measure(groups([1], 1), setting, tmp_path)
-    assert found == {}
-    assert errors["weak/1"] == "ValueError: size must be at least 32, not 31"
 
 
 @pytest.mark.gpu

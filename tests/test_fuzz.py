@@ -2,14 +2,17 @@
 pixels without a word, or stops the run without being named."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fuzz
+from forked import CONTEXT, Forked
 from fuzz_damage import DAMAGES, draw, restore
 
 GROUPS = {
@@ -17,6 +20,8 @@ GROUPS = {
     "packs": ("pack", "pack_png", "pack_index", "pack_npz", "pack_h264", "pack_vp9"),
     "videos": ("h264", "hevc", "mpeg4", "mjpeg", "vp8", "vp9", "av1"),
 }
+CASES = 100
+"""Of each group."""
 
 
 @pytest.mark.slow
@@ -26,38 +31,33 @@ def test_damaged_files_are_refused_by_name_or_delivered_as_any_decoder_sees_them
 ) -> None:
     kinds = [word for kind in GROUPS[group] for word in ("--kind", kind)]
     out = tmp_path / "results.json"
-    done = subprocess.run(
-        [sys.executable, fuzz.__file__, "--cases=100", "--seed=7", f"--json={out}", *kinds],
-        capture_output=True, text=True, errors="replace", timeout=1200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    arguments = [f"--cases={CASES}", "--seed=7", f"--json={out}", *kinds]
+    process = Forked(Path(fuzz.__file__), arguments, tmp_path, os.environ)
+    said = process.communicate(timeout=1200)
+    assert process.returncode == 0, said[0] + said[1][-2000:]
     result = json.loads(out.read_text())
-    assert result["cases"] == 100 and set(result["counts"]) == set(GROUPS[group])
+    assert result["cases"] == CASES and set(result["counts"]) == set(GROUPS[group])
     counted = [item for found in result["counts"].values() for item in found.items()]
-    assert sum(number for _, number in counted) == 100 and result["defects"] == []
+    assert sum(number for _, number in counted) == CASES and result["defects"] == []
     assert sum(number for outcome, number in counted if outcome.startswith("refused")) > 10
     assert sum(number for outcome, number in counted if outcome.startswith("delivered")) > 2
+
+
+def die_and_fall_silent(kind: str, seed: int, first: int, last: int, results: Connection) -> None:
+    for number in range(first, last):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if number == 3:
+            time.sleep(600)
+        results.send({"kind": "jpeg", "number": number, "outcome": "fine"})
 
 
 @pytest.mark.slow
 def test_a_crash_and_a_hang_are_results_and_the_next_case_follows(monkeypatch) -> None:
     """Of a worker that dies in case 1 and falls silent in case 3, of 5."""
-    worker = """
-import json, os, signal, sys, time
-first, last = map(int, sys.argv[-2:])
-for number in range(first, last):
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if number == 3:
-        time.sleep(600)
-    print(json.dumps({"kind": "jpeg", "number": number, "outcome": "fine"}), flush=True)
-"""
-
-    def command(kind: str, seed: int, first: int, last: int) -> list[str]:
-        return [sys.executable, "-c", worker, str(first), str(last)]
-
-    monkeypatch.setattr(fuzz, "worker_command", command)
-    monkeypatch.setattr(fuzz, "PATIENCE_S", 20)
+    monkeypatch.setattr(fuzz, "CONTEXT", CONTEXT)
+    monkeypatch.setattr(fuzz, "work", die_and_fall_silent)
+    monkeypatch.setattr(fuzz, "PATIENCE_S", 10)
     results = fuzz.run("jpeg", 0, 0, 5)
     assert [r["outcome"] for r in results] == ["fine", "CRASH", "fine", "HANG", "fine"]
     assert [r["number"] for r in results] == [0, 1, 2, 3, 4]

@@ -18,6 +18,14 @@ class Cycle:
         self.itself = self
 
 
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    """What other tests left in this process, gigabytes of it, is looked at no more."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def run(every: int) -> list[tuple[str, int]]:
     """STEPS steps that leave garbage -> (moment, generation) of every collection that began."""
     now, seen = "between", []

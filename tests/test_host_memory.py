@@ -1,7 +1,6 @@
 """engine/host_memory.py: what one step frees, the next one gets without asking the system."""
 
-import subprocess
-import sys
+from forked import run_code
 
 PAGE_FAULTS = """
 import resource, torch
@@ -20,6 +19,6 @@ PAGES = 5 * (32 << 20) // 4096
 
 
 def test_freed_tensors_are_reused_without_page_faults():
-    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True)
+    done = run_code(PAGE_FAULTS)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 0.01 * PAGES  # without the call: all of them

@@ -1,15 +1,27 @@
 """benchmarks/loader.py: cases, their turns, tables and files; the memory curve."""
 
 import json
+import multiprocessing
 import os
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import compare, engines, loader, loader_table, memory_curve, page_cache, peers
+from benchmarks import (
+    compare,
+    engines,
+    loader,
+    loader_run,
+    loader_table,
+    memory_curve,
+    page_cache,
+    peers,
+)
 from benchmarks.loader_cases import UPTOS, WHATS, Case, Setting
 from benchmarks.loader_data import video_path, write_videos
 from benchmarks.loader_run import Window, entry, measure
@@ -40,11 +52,24 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
+@pytest.fixture(autouse=True)
+def few_in_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what Python does alone, no time is looked at."""
+    monkeypatch.setattr("benchmarks.python_work.CLIPS", 1000)
+
+
+def serve_short(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
+    """`serve` whose windows last no longer than their batches; a peer's workers are forked."""
+    multiprocessing.set_start_method("fork", force=True)
+    with mock.patch.dict(loader_run.SHORTEST, cpu=0.0):
+        loader_run.serve(case, setting, data, pipe)
+
+
 @pytest.mark.usefixtures("forked_cases")
-@pytest.mark.slow
 def test_a_tiny_run_measures_the_loader_beside_the_twin_and_can_be_compared(
-    clips, tmp_path, capsys
+    clips, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(loader_run, "serve", serve_short)
     file = tmp_path / "result.json"
     only = ["--only", "*/rgb/motion/warm", "cpu/frames/rgb/read/cold"]
     where = ["--data", str(clips), "--json", str(file)]
@@ -75,7 +100,6 @@ def test_a_run_that_cannot_be_done_says_what_to_change(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("forked_cases")
-@pytest.mark.slow
 def test_what_stops_one_case_is_told_and_the_others_go_on(tmp_path, capsys):
     SOURCES["videos"].write(tmp_path, TINY)
     for video in (tmp_path / SOURCES["videos"].folder).rglob("*.mp4"):
@@ -132,13 +156,13 @@ def test_a_window_of_cold_files_meets_no_clip_twice(clips):
 
 @pytest.mark.parametrize("what", ["rgb", "rgbd"])
 @pytest.mark.parametrize("name", ["frames", "videos", "pack", "cache_host"])
-def test_every_source_gives_the_same_clips(tmp_path, name, what):
-    SOURCES[name].write(tmp_path, TINY)
-    made = SOURCES[name].open(Case("cpu", name, what, "motion", "warm"), TINY, tmp_path)
+def test_every_source_gives_the_same_clips(clips, name, what):
+    SOURCES[name].write(clips, TINY)
+    made = SOURCES[name].open(Case("cpu", name, what, "motion", "warm"), TINY, clips)
     first = next(made)
     made.close()
-    expected = next(SOURCES["frames"].open(Case("cpu", "frames", what, "motion", "warm"), TINY,
-                                           tmp_path))  # fmt: skip
+    case = Case("cpu", "frames", what, "motion", "warm")
+    expected = next(SOURCES["frames"].open(case, TINY, clips))
     assert torch.equal(first.index, expected.index)
     for ours, theirs in zip(first.streams, expected.streams, strict=True):
         close = 0.1 if name == "videos" else 0.0

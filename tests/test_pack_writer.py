@@ -216,9 +216,9 @@ def test_a_video_is_a_member_of_its_own_kind(tmp_path: Path) -> None:
 WRITE_UNDER_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
-from test_pack_writer import CLIPS, write_pack
+from packs import rgbd_clip, write_pack
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-clips = list(CLIPS)
+clips = [rgbd_clip(number) for number in range(5)]
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 try:
     write_pack(Path(sys.argv[1]), clips)

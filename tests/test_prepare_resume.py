@@ -1,18 +1,15 @@
 """python -m pipelines.prepare where things go wrong: kills, second runs, damaged downloads."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets import NTU_SAMPLES, prepare, tree, write_ntu, write_video
+from forked import run_code
 from pipelines.manifest import Manifest
 from pipelines.prepare import main
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_cut_short(path: Path) -> None:
@@ -60,22 +57,29 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """What is prepared, and the files that a run makes of it."""
+    folder = tmp_path_factory.mktemp("prepare")
+    source = write_ntu(folder / "in", NTU_SAMPLES[:2], rgb=6)
+    prepare("ntu60", source, folder / "out")
+    return source, tree(folder / "out")
+
+
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [("cv2", "imencode", 1), ("cv2", "imencode", 8), ("os", "link", 3)]
     + [("os", "replace", call) for call in range(1, 8)],
 )  # fmt: skip
-def test_a_killed_run_goes_on_to_the_same_files(tmp_path, module, function, call):
-    source = write_ntu(tmp_path / "in", NTU_SAMPLES[:2], rgb=6)
-    prepare("ntu60", source, tmp_path / "whole")
+def test_a_killed_run_goes_on_to_the_same_files(tmp_path, whole, module, function, call):
+    source, files = whole
     out = tmp_path / "out"
     arguments = ["ntu60", "--source", str(source), "--out", str(out), "--jobs", "1"]
     code = KILL.format(module=module, function=function, call=call)
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=False)
-    assert killed.returncode == -9
+    assert run_code(code, *arguments).returncode == -9
     assert not (out / "prepare.json").exists()
     assert main(arguments) == 0
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == files
 
 
 def test_damaged_clips_are_reported_and_in_no_list(tmp_path, capsys):

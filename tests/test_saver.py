@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from engine import checkpoint
 from engine.run import RunDirectory
 from engine.saver import Saver, start_point
+from forked import run_code
 from saves import FullDisk, names, saved, state, value_of
 
 
@@ -176,8 +175,7 @@ saver.finish()
 
 def test_a_disk_that_is_full_for_a_while(tmp_path):
     """A file-size limit fails writes in the middle, as a full disk does."""
-    command = [sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_code(SAVE_ON_A_FULL_DISK, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     told = [line.split(":")[1] for line in done.stderr.splitlines()]
     assert told == [f" THE CHECKPOINT OF STEP {step} IS NOT SAVED" for step in (2, 3, 4)] + [
@@ -340,7 +338,6 @@ print(halves)
 
 
 def test_a_kill_at_any_moment_of_a_save_costs_that_save_at_most(tmp_path):
-    command = [sys.executable, "-c", KILL_IN_MID_SAVE, str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_code(KILL_IN_MID_SAVE, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 10, "every second one came in mid-save"

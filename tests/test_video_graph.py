@@ -1,7 +1,5 @@
 """Videos through DALI, held to the frames that FFmpeg decodes by number."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.types import DALIDataType
 
+from forked import run_code
 from nvdecs import need_kind
 from pipelines.nvdec import decoders
 from pipelines.video import decode_frames
@@ -27,8 +26,6 @@ NVDEC_KINDS = [
     "h264", "h264_open_gop", "h264_long_gop", "h264_refresh", "h264_uneven", "h264_avi", "h264_mkv",
     "hevc", "hevc_10bit", "mpeg4", "mjpeg", "vp8", "vp9", "av1", "av1_odd",
 ]  # fmt: skip
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def decode(
@@ -133,11 +130,7 @@ print(refused, decoded)
 @pytest.mark.parametrize("kind", ["mjpeg", "vp8", "vp9"])
 def test_no_damaged_file_that_the_probe_lets_through_ends_the_process(tmp_path, kind) -> None:
     """In a process of its own: unchecked, 1 in 300 ends it. Seeded; a hang is a failure too."""
-    done = subprocess.run(
-        [sys.executable, "-c", DECODE_SOUND_ONES, str(tmp_path), kind, "300"],
-        capture_output=True, text=True, errors="replace", timeout=300,
-        cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = run_code(DECODE_SOUND_ONES, str(tmp_path), kind, "300")
     assert done.returncode == 0, done.stderr[-2000:]
     refused, decoded = map(int, done.stdout.split())
     assert refused > 60 and decoded > 30, "both happen"

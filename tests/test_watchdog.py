@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +9,7 @@ from torch.distributed import TCPStore
 
 from engine.signals import StopRequest
 from engine.watchdog import EVALUATED, EVALUATION, STEP, WAIT, Report, Vigil, Watchdog
+from forked import run_code
 
 HERE = Report(0, (4, STEP, 0), "", "node1", 100, 99)
 
@@ -165,8 +164,6 @@ lock = threading.Lock(); lock.acquire(); lock.acquire()
 
 
 def test_a_process_that_hangs_in_c_code_ends() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=300
-    )
+    done = run_code(HANGS)
     assert done.returncode == 1
     assert "without progress for 2 s (train.timeout_s): in step 1" in done.stderr

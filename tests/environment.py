@@ -28,6 +28,8 @@ def settle(folder: Path) -> None:
         if name in (*UNSET, *OF_RANKS) or name.startswith(PREFIXES):
             del os.environ[name]
     os.environ |= {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    # torch's compiler otherwise starts processes that import torch, for a single kernel too.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     for name, variable in (("home", "HOME"), ("temporary", "TMPDIR")):
         (folder / name).mkdir()
         os.environ[variable] = str(folder / name)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from models.upstream import published_names
 
@@ -123,6 +124,21 @@ class Choices:
             self.differing += int(differs.any(-1).sum())
         chosen = scores.gather(-1, keys).softmax(-1)
         return torch.zeros_like(scores).scatter(-1, keys, chosen)
+
+
+def compute_once(module: nn.Module) -> None:
+    """The module computes in its next forward pass only and gives the same from then on, without a
+    graph: for what comes behind it to be run in several ways."""
+    compute, given = module.forward, []
+
+    def forward(*inputs: Any) -> Any:
+        if given:
+            return given[0]
+        output = compute(*inputs)
+        given.append(tree_map(Tensor.detach, output))
+        return output
+
+    module.forward = forward
 
 
 def published_gradients(model: nn.Module) -> dict[str, Tensor]:

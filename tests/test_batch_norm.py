@@ -57,7 +57,8 @@ def test_ranks_together_equal_one_process(world_size, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(one_rank, (world_size, port, str(tmp_path)), nprocs=world_size)
+    given = world_size, port, str(tmp_path)
+    mp.start_processes(one_rank, given, nprocs=world_size, start_method="forkserver")
     expected = gradients_and_statistics(network(), *inputs())
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     torch.testing.assert_close(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import trunks
 from engine import compilation
 from engine.compilation import CompiledForward, compile_training, is_wanted
 from engine.distributed import Ranks, place
@@ -64,7 +65,9 @@ def step_of(model: nn.Module, precision: Precision) -> TrainStep:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["decoupled", "decoupled_fusion", "umdr", "umdr_fusion"])
-def test_a_compiled_network_trains_as_the_plain_one(traced_only, name):
+def test_a_compiled_network_trains_as_the_plain_one(traced_only, monkeypatch, name):
+    if name.endswith("_fusion"):
+        trunks.thin(monkeypatch)
     precision, batch = Precision.choose("fp64", CPU), batch_for(name, size=SMALLEST)
     plain, compiled = network(name, precision), network(name, precision)
     names = list(compiled.state_dict())

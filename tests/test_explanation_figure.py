@@ -5,29 +5,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ImageSequence import Iterator
 
 from engine.explain import Attention, Explanation
-from engine.explanation_figure import draw, moving, overlay, still
+from engine.explanation_figure import draw, overlay, still
 
 TOP = [{"label": 1, "name": "wave", "probability": 0.75},
        {"label": 0, "name": "point", "probability": 0.25}]  # fmt: skip
 
 
-def explanation(modality: str = "rgb", recoupling: bool = True, maps: bool = True) -> Explanation:
+def explanation(
+    modality: str = "rgb", recoupling: bool = True, maps: bool = True, frames: int = 10
+) -> Explanation:
     rng = np.random.default_rng(0)
-    activation = rng.random((10, 4, 4)).astype(np.float32) / 4
-    activation[7, 2, 1] = 1.0
+    activation = rng.random((frames, 4, 4)).astype(np.float32) / 4
+    activation[-3, 2, 1] = 1.0
     return Explanation(
         modality=modality,
-        frames=rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8),
-        motion=rng.random((10, 32, 32)).astype(np.float32) if maps else None,
+        frames=rng.integers(0, 256, (frames, 32, 32, 3), dtype=np.uint8),
+        motion=rng.random((frames, 32, 32)).astype(np.float32) if maps else None,
         activation=activation,
         stage="inception3c",
         attention=(
-            Attention(np.array([2, 7]), np.array([0.25, 0.5], np.float32), 0.25),
-            Attention(np.array([1, 4, 6, 9]), np.full(4, 0.25, np.float32), 0.0),
+            Attention(np.array([2, frames - 3]), np.array([0.25, 0.5], np.float32), 0.25),
+            Attention(np.array([1, 4, 6, 9]) * frames // 10, np.full(4, 0.25, np.float32), 0.0),
         ),
-        frame_weight=rng.random(10).astype(np.float32) if recoupling else None,
+        frame_weight=rng.random(frames).astype(np.float32) if recoupling else None,
         channel_weight=rng.random(64).astype(np.float32) if recoupling else None,
     )
 
@@ -121,11 +124,11 @@ def test_the_overlay_leaves_frames_without_activation_as_they_are() -> None:
 
 @pytest.mark.parametrize("recoupling", [True, False])
 def test_a_moving_picture_has_a_picture_per_frame(tmp_path: Path, recoupling: bool) -> None:
-    given = explanation(recoupling=recoupling, maps=recoupling)
+    given = explanation(recoupling=recoupling, maps=recoupling, frames=5)
     draw([given], TOP, "clips/a", tmp_path / "seen.gif")
     with Image.open(tmp_path / "seen.gif") as image:
-        assert image.n_frames == 10 and image.info["duration"] == 120
-    first, *others = (np.asarray(image.convert("RGB")) for image in moving([given], TOP, "a"))
+        assert image.n_frames == 5 and image.info["duration"] == 120
+        first, *others = (np.asarray(each.convert("RGB")) for each in Iterator(image))
     assert all((other != first).any() for other in others)
 
 

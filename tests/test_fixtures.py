@@ -13,6 +13,7 @@ from benchmarks.straightforward import StraightforwardNetwork
 from fixture_rules import (
     assert_digest,
     assert_gradients,
+    compute_once,
     filled,
     published_gradients,
     random_video,
@@ -46,8 +47,8 @@ BRANCHES = ("small", "media", "large")
 
 NEARLY_CANCELS = "frp_module.rpconv1d.weight"
 """Its gradient in evaluation mode is a small difference of large sums: on a CPU without AVX-512
-float32 misses its norm by 2.2e-3, and the network in plain operations by 1.1e-3. Allowed is three
-times what plain operations miss it by where the test runs."""
+float32 misses its norm by 2.2e-3, and the network in plain operations by 1.1e-3. Beyond 1e-3,
+allowed is three times what plain operations miss it by where the test runs."""
 
 
 def temperature(epoch: int) -> float:
@@ -109,21 +110,22 @@ def test_the_filling_rule_gives_the_recorded_weights_and_inputs(weights, videos)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(
-    ("name", "options", "temp"),
-    [("ntu60", {}, temperature(0)), ("plain_3blocks", PLAIN, 1.0)],
-    ids=["ntu60", "plain_3blocks"],
-)
-@pytest.mark.slow
-def test_evaluation_gives_the_recorded_stages_logits_and_recoupling_loss(
-    weights, videos, dtype, name, options, temp, device
+def test_without_its_options_it_gives_the_recorded_stages_and_logits(
+    weights, videos, dtype, device
 ) -> None:
-    expected = record(f"decoupled_{name}")
-    model = network(weights, dtype, **options).to(device).eval()
-    stages = watch_stages(model)
+    model = network(weights, dtype, **PLAIN).to(device).eval()
     clip, motion = (video.to(device, dtype) for video in videos)
+    check_evaluation(model, clip, motion, watch_stages(model), "plain_3blocks", 1.0)
+
+
+def check_evaluation(
+    model: nn.Module, clip: Tensor, motion: Tensor, stages: dict[str, Tensor], name: str,
+    temp: float,
+) -> None:  # fmt: skip
+    """`stages`: what `watch_stages` has filled, or will."""
+    expected = record(f"decoupled_{name}")
     indices = [
-        torch.tensor(expected["branch_index"][size], device=device).expand(BATCH, -1)
+        torch.tensor(expected["branch_index"][size], device=clip.device).expand(BATCH, -1)
         for size in ("low", "media", "high")
     ]
 
@@ -132,7 +134,7 @@ def test_evaluation_gives_the_recorded_stages_logits_and_recoupling_loss(
 
     for branch, recorded in zip(model.branches, indices, strict=True):
         assert torch.equal(branch.evaluation_indices, recorded[:1])
-    tolerance = 1e-8 if dtype == torch.float64 else 5e-4
+    tolerance = 1e-8 if clip.dtype == torch.float64 else 5e-4
     logits = zip(("logits", "xs", "xm", "xl"), (output.logits, *output.branch_logits), strict=True)
     for key, found in logits:
         assert_digest(found, expected["fp64"][key], tolerance, key)
@@ -176,7 +178,7 @@ def watch_stages(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.slow
-def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
+def test_stages_losses_gradients_and_one_training_step_are_the_recorded_ones(
     weights, videos, dtype, mode, device
 ) -> None:
     precise = dtype == torch.float64
@@ -185,6 +187,9 @@ def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
     model = network(weights, dtype).to(device).train(mode == "train")
     clip, motion = (video.to(device, dtype) for video in videos)
     temp = temperature(expected["args"]["epoch"])
+    if mode == "eval":
+        stages = watch_stages(model)
+        compute_once(model.spatial)
 
     output = model(clip, motion, temperature=temp)
     classification, recoupling = losses(output, expected["target"])
@@ -193,13 +198,19 @@ def test_losses_gradients_and_one_training_step_are_the_recorded_ones(
     assert_digest(output.logits, expected["logits"], tolerance, "logits")
     assert classification.item() == pytest.approx(expected["CE"], rel=tolerance)
     assert recoupling.item() == pytest.approx(expected["distill"], rel=tolerance)
+    gradients = published_gradients(model)
     if precise:
-        assert_gradients(published_gradients(model), expected)
+        assert_gradients(gradients, expected)
     else:
         noisy, sensitive = record(f"decoupled_grad_{mode}_fp32"), {}
         if mode == "eval":
-            sensitive[NEARLY_CANCELS] = max(1e-3, 3 * plain_noise(model, clip, motion, expected))
-        assert_gradients(published_gradients(model), expected, noisy, sensitive=sensitive)
+            sensitive[NEARLY_CANCELS] = 1e-3
+            if noise(gradients[NEARLY_CANCELS], expected) > 1e-3:
+                allowed = 3 * plain_noise(model, clip, motion, expected)
+                sensitive[NEARLY_CANCELS] = max(1e-3, allowed)
+        assert_gradients(gradients, expected, noisy, sensitive=sensitive)
+    if mode == "eval":  # recorded at another temperature
+        check_evaluation(model, clip, motion, stages, "ntu60", temperature(0))
     if mode == "train":
         assert_running_statistics(model, expected["bn_after_one_forward"], tolerance)
         clipped_step(model, expected["after_one_sgd_step"])
@@ -219,8 +230,11 @@ def plain_noise(model: nn.Module, clip: Tensor, motion: Tensor, expected: dict) 
     indices = [branch.evaluation_indices.expand(BATCH, -1) for branch in model.branches]
     output = plain(clip.contiguous(), motion, indices, temperature(expected["args"]["epoch"]))
     sum(losses(output, expected["target"])).backward()
-    found = plain.get_parameter(names[NEARLY_CANCELS]).grad.norm().item()
-    return abs(found / expected["grad_norm"][NEARLY_CANCELS] - 1)
+    return noise(plain.get_parameter(names[NEARLY_CANCELS]).grad, expected)
+
+
+def noise(gradient: Tensor, expected: dict[str, Any]) -> float:
+    return abs(gradient.norm().item() / expected["grad_norm"][NEARLY_CANCELS] - 1)
 
 
 def assert_running_statistics(model: nn.Module, expected: dict[str, Any], tolerance: float) -> None:

@@ -2,6 +2,7 @@
 back; those of its fusion joined with the networks that they complete."""
 
 import argparse
+import copy
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,21 @@ def content(part: nn.Module | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_there_and_back_is_the_original() -> None:
-    published = content()
-    assert list(differences(to_published(to_ours(published)), published)) == []
+@pytest.fixture(scope="module")
+def original() -> dict[str, Any]:
+    return content()
 
 
-def test_each_momentum_goes_on_with_its_parameter() -> None:
-    published = content()
+@pytest.fixture
+def published(original: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(original)
+
+
+def test_there_and_back_is_the_original(published, original) -> None:
+    assert list(differences(to_published(to_ours(published)), original)) == []
+
+
+def test_each_momentum_goes_on_with_its_parameter(published) -> None:
     ours = to_ours(published)
     assert ours["config"]["model"]["name"] == "umdr"
     model = build_model("umdr", **SMALL)
@@ -68,9 +77,8 @@ def test_each_momentum_goes_on_with_its_parameter() -> None:
         torch.testing.assert_close(moved, momentum, rtol=1e-3, atol=1e-3)
 
 
-def test_a_run_of_ours_becomes_a_published_file_with_two_groups() -> None:
-    original = content()
-    ours = to_ours(original)
+def test_a_run_of_ours_becomes_a_published_file_with_two_groups(published, original) -> None:
+    ours = to_ours(published)
     del ours["published"]
     back = to_published(ours)
     spared, decayed = back["optimizer"]["param_groups"]
@@ -81,29 +89,29 @@ def test_a_run_of_ours_becomes_a_published_file_with_two_groups() -> None:
         assert torch.equal(entry["momentum_buffer"], expected)
 
 
-def test_other_groups_are_refused() -> None:
-    published = content()
+def test_other_groups_are_refused(published) -> None:
     published["optimizer"]["param_groups"][0]["weight_decay"] = 5e-4
     with pytest.raises(ValueError, match="of 2 groups"):
         to_ours(published)
 
 
-def test_a_file_goes_there_and_back_with_its_command_line(tmp_path: Path) -> None:
-    torch.save(content(), tmp_path / "a.pth.tar")
+def test_a_file_goes_there_and_back_with_its_command_line(tmp_path: Path, original) -> None:
+    torch.save(original, tmp_path / "a.pth.tar")
     assert main([str(tmp_path / "a.pth.tar"), str(tmp_path / "b.pt")]) == 0
     assert checkpoint.load(tmp_path / "b.pt")["published"]["entries"]["args"].lr == 0.01
     assert main([str(tmp_path / "b.pt"), str(tmp_path / "c.pth.tar")]) == 0
-    assert list(differences(trusted(tmp_path / "c.pth.tar"), content())) == []
+    assert list(differences(trusted(tmp_path / "c.pth.tar"), original)) == []
 
 
 FUSION = {"spatial_depth": 1, "temporal_depth": 2}
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, original: dict[str, Any]) -> dict[str, Path]:
     """The published files of a fusion and of its two networks, the depth one in our form."""
-    names = {key: tmp_path / f"{key}.pth.tar" for key in ("fusion", "rgb", "depth")}
-    torch.save(content(), names["rgb"])
+    folder = tmp_path_factory.mktemp("published")
+    names = {key: folder / f"{key}.pth.tar" for key in ("fusion", "rgb", "depth")}
+    torch.save(original, names["rgb"])
     torch.manual_seed(3)
     depth = build_model("umdr", **SMALL)
     shared = {key: SMALL[key] for key in ("num_classes", "num_frames")}
@@ -153,6 +161,19 @@ def test_the_optimizer_of_a_fusion_goes_on(files, tmp_path) -> None:
         assert torch.equal(found, momenta[number]["momentum_buffer"]), key
 
 
+@pytest.fixture(scope="module")
+def more_files(files: dict[str, Path]) -> dict[str, Path]:
+    """`files`, and those of networks that do not fit."""
+    networks = {
+        "wide": ("umdr", {"width": 16}), "more": ("umdr", {"num_classes": 6}),
+        "other": ("decoupled", {"branch_frames": (2, 4, 6)}),
+    }  # fmt: skip
+    names = {key: files["rgb"].with_name(f"{key}.pth.tar") for key in networks}
+    for key, (network, options) in networks.items():
+        torch.save(content(build_model(network, **SMALL | options)), names[key])
+    return files | names
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -164,16 +185,10 @@ def test_the_optimizer_of_a_fusion_goes_on(files, tmp_path) -> None:
         (["rgb", "other"], "the depth network is none of UMDR's"),
     ],
 )
-def test_a_fusion_needs_two_networks_that_fit(files, tmp_path, capsys, given, message) -> None:
-    torch.save(content(build_model("umdr", **SMALL | {"width": 16})), tmp_path / "wide.pth.tar")
-    torch.save(
-        content(build_model("umdr", **SMALL | {"num_classes": 6})), tmp_path / "more.pth.tar"
-    )
-    branches = {"branch_frames": (2, 4, 6)}
-    torch.save(content(build_model("decoupled", **SMALL, **branches)), tmp_path / "other.pth.tar")
-    command = [str(files["fusion"]), str(tmp_path / "b.pt")]
+def test_a_fusion_needs_two_networks_that_fit(more_files, tmp_path, capsys, given, message) -> None:
+    command = [str(more_files["fusion"]), str(tmp_path / "b.pt")]
     for key, name in zip(("--rgb", "--depth"), given, strict=False):
-        command += [key, str(tmp_path / f"{name}.pth.tar")]
+        command += [key, str(more_files[name])]
     assert main(command) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

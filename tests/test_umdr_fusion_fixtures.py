@@ -1,5 +1,6 @@
 """UMDR's RGB-D network reproduces numbers recorded from the published one."""
 
+import copy
 import json
 
 import pytest
@@ -15,14 +16,15 @@ TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-8}
 PREFIX = {"rgb": "Modalit_rgb.", "depth": "Modalit_depth.", "complement": ""}
 
 
-def network(dtype: torch.dtype) -> nn.Module:
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
     """With the weights of the filling rule; the fixture's two halves have names of their own."""
     model = build_model("umdr_fusion", num_classes=60, num_frames=32, dropout=0.0)
     for part, prefix in PREFIX.items():
         half = model.get_submodule(part)
         names = to_published(half, prefix)
         load_published(half, {n: filled(n, e) for n, e in names.items()}, prefix=prefix)
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 def test_the_names_shapes_and_order_of_the_head_are_the_published_ones() -> None:
@@ -36,12 +38,12 @@ def test_the_names_shapes_and_order_of_the_head_are_the_published_ones() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_two_modalities_give_the_recorded_scores(dtype, device) -> None:
+def test_two_modalities_give_the_recorded_scores(plain, dtype, device) -> None:
     expected = record("umdr_fusion_ntu60_T32")
     shape = (expected["batch"], 3, 32, expected["size"], expected["size"])
     clips = [random_video(expected[f"{m}_seed"], shape) for m in ("rgb", "depth")]
     clips = tuple(clip.to(device, dtype) for clip in clips)
-    model, seen = network(dtype).to(device), {}
+    model, seen = copy.deepcopy(plain).to(device, dtype), {}
 
     def keep(_module: nn.Module, inputs: tuple, _output: object) -> None:
         for what, pair in zip(("spatial", "temporal"), inputs, strict=True):
@@ -61,16 +63,15 @@ def test_two_modalities_give_the_recorded_scores(dtype, device) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_the_head_alone_gives_the_recorded_scores(dtype) -> None:
+def test_the_head_alone_gives_the_recorded_scores(plain, dtype) -> None:
     def random(seed: int, *shape: int) -> Tensor:
         count = int(torch.tensor(shape).prod())
         return torch.from_numpy(unit(ints24(seed, count)).astype("float32")).view(shape).to(dtype)
 
-    head = build_model("umdr_fusion", num_classes=60, num_frames=32, dropout=0.0).complement
-    load_published(head, {n: filled(n, e) for n, e in to_published(head).items()})
+    head = copy.deepcopy(plain.complement).to(dtype)
     frames = random(7, 2, 32, 512), random(8, 2, 32, 512)
     class_tokens = random(9, 2, 512), random(10, 2, 512)
-    rgb, depth = head.to(dtype).eval()(frames, class_tokens)
+    rgb, depth = head(frames, class_tokens)
     expected = record("umdr_fusion_head_only")
     assert_digest(rgb, expected["out_M64"], TOLERANCE[dtype], "RGB")
     assert_digest(depth, expected["out_K64"], TOLERANCE[dtype], "depth")

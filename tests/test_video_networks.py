@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import video
+from torchvision.models.video.mvit import MSBlockConfig, MViT
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 from torchvision.ops import StochasticDepth
 
 from engine import checkpoint
@@ -58,6 +60,27 @@ def small_network(num_classes: int) -> nn.Module:
     )  # fmt: skip
 
 
+def few_blocks(name: str, num_classes: int) -> nn.Module:
+    """Of torchvision's transformers a block or two of each kind, which the whole ones repeat."""
+    if name == "swin3d_t":
+        return SwinTransformer3d(
+            [2, 4, 4], 24, depths=[2, 2], num_heads=[2, 4], window_size=[8, 7, 7],
+            num_classes=num_classes,
+        )  # fmt: skip
+    if name == "mvit_v2_s":
+        thirds = [3, 3, 3]
+        blocks = [
+            MSBlockConfig(1, 24, 48, [], thirds, [], [1, 8, 8]),
+            MSBlockConfig(2, 48, 48, thirds, thirds, [1, 2, 2], [1, 4, 4]),
+            MSBlockConfig(2, 48, 48, [], thirds, [], [1, 1, 1]),
+        ]
+        return MViT(
+            (224, 224), 16, blocks, residual_pool=True, residual_with_cls_embed=False,
+            rel_pos_embed=True, proj_after_attn=True, num_classes=num_classes,
+        )  # fmt: skip
+    return getattr(video, name)(num_classes=num_classes)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision builds the small network under every name."""
@@ -69,7 +92,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def r3d() -> VideoNetwork:
     torch.manual_seed(0)
-    return build_model("r3d_18", num_classes=3, num_frames=8, size=32).double()
+    return build_model("r3d_18", num_classes=3, num_frames=4, size=32).double()
 
 
 def test_a_network_sees_the_pixels_that_torchvision_prepares_for_it():
@@ -128,7 +151,7 @@ def test_batch_statistics_are_those_of_the_global_batch_and_change_no_number(r3d
     placed = place(copy.deepcopy(r3d), Ranks(0, 0, 1), torch.float64).train()
     norms = [module for module in placed.modules() if isinstance(module, GlobalBatchNorm)]
     assert len(norms) == 20 and not any(isinstance(m, nn.BatchNorm3d) for m in placed.modules())
-    clip, label = as_loaded(levels(3, 8, 32)).double(), torch.tensor([0, 1, 2])
+    clip, label = as_loaded(levels(3, 4, 32)).double(), torch.tensor([0, 1, 2])
     for model in (plain, placed):
         training_loss(model(clip), label, LossConfig(), 0)[0].backward()
     for one, two in zip(plain.parameters(), placed.parameters(), strict=True):
@@ -285,7 +308,7 @@ def test_other_networks_are_not_taken_for_torchvisions():
 
 
 @pytest.mark.slow
-def test_r3d_18_trains_is_evaluated_predicts_and_is_exported(tiny_config, train, tmp_path):
+def test_r3d_18_trains_is_evaluated_and_predicts(tiny_config, train, tmp_path):
     tiny_config["model"] = {"name": "r3d_18"}
     tiny_config["data"] |= {"branch_frames": [], "motion_window": 0, "rotate": 0.0}
     tiny_config["loss"] = {}
@@ -309,13 +332,12 @@ def test_r3d_18_trains_is_evaluated_predicts_and_is_exported(tiny_config, train,
     predicted = torch.stack([result.logits for result in recognise(trained, folders, "cpu")])
     assert scores.names.tolist() == [clip.name for clip in clips.clips]
     np.testing.assert_allclose(predicted.numpy(), scores.logits[0], rtol=1e-4, atol=1e-5)
-    parity = export(open_trained(run / "last.pt"), tmp_path / "net.pt2")
-    assert parity["difference"] < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_each_network_is_exported_for_any_number_of_clips(tmp_path, name):
+def test_each_network_is_exported_for_any_number_of_clips(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(video_networks, "_torchvision", few_blocks)
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG % name)
     config = load(path, ["data.num_frames=4", "data.crop=32", "data.size=32"])

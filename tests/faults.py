@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Bench:
     """A data set, and runs that nothing befalls, to compare with."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rank_counts: Sequence[int] = (0, 2)) -> None:
         self.folder = folder
         self.dataset = runs.write_tiny_dataset(folder / "sample")
-        self.whole = {ranks: self._whole(ranks) for ranks in (0, 2)}
+        self.whole = {ranks: self._whole(ranks) for ranks in rank_counts}
 
     def trial(self, name: str, ranks: int, draw: random.Random) -> Trial:
         folder = self.folder / name

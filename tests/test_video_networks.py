@@ -312,15 +312,15 @@ def test_r3d_18_trains_is_evaluated_and_predicts(tiny_config, train, tmp_path):
     tiny_config["model"] = {"name": "r3d_18"}
     tiny_config["data"] |= {"branch_frames": [], "motion_window": 0, "rotate": 0.0}
     tiny_config["loss"] = {}
-    tiny_config["train"] |= {"temperature": [1.0, 1.0], "epochs": 3}
+    tiny_config["train"] |= {"temperature": [1.0, 1.0], "epochs": 2}
     done = train("optim.lr=0.01", "optim.warmup=0", "loss.label_smoothing=0.0")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     epochs = [line["loss"] for line in lines if line["kind"] == "epoch"]
-    assert epochs[0] > epochs[1] > epochs[2]
+    assert epochs[0] > epochs[1]
     assert all(line["merged"] == line["loss"] for line in lines if line["kind"] == "epoch")
-    assert json.loads((run / "result.json").read_text())["steps"] == 12
+    assert json.loads((run / "result.json").read_text())["steps"] == 8
 
     trained = open_trained(run / "last.pt")
     clips = scan(trained.config.data, "eval")

@@ -37,15 +37,16 @@ def batches(
 ) -> Iterator[Any]:
     """Endless batches of `workers` processes; `decoder` None reads frame files.
 
-    The workers are forked, as torch's default has it: not from a process in which DALI or OpenCV
-    has started threads.
+    The workers are forked, as torch's default has it in a program of its own: not from a process in
+    which DALI or OpenCV has started threads.
     """
     clips = _Clips(source, data, decoder)
     return iter(
         DataLoader(
-            clips, batch, sampler=_InOrder(), num_workers=workers, worker_init_fn=_one_thread
+            clips, batch, sampler=_InOrder(), num_workers=workers, worker_init_fn=_one_thread,
+            multiprocessing_context="fork" if workers else None,
         )
-    )
+    )  # fmt: skip
 
 
 class _InOrder(Sampler[int]):

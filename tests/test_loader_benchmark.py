@@ -1,7 +1,6 @@
 """benchmarks/loader.py: cases, their turns, tables and files; the memory curve."""
 
 import json
-import multiprocessing
 import os
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -59,8 +58,7 @@ def few_in_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serve_short(case: Case, setting: Setting, data: Path, pipe: Connection) -> None:
-    """`serve` whose windows last no longer than their batches; a peer's workers are forked."""
-    multiprocessing.set_start_method("fork", force=True)
+    """`serve` whose windows last no longer than their batches."""
     with mock.patch.dict(loader_run.SHORTEST, cpu=0.0):
         loader_run.serve(case, setting, data, pipe)
 

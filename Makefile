@@ -58,10 +58,9 @@ demo-data-rgbd: $(READY)
 	    data.root=sample_data_rgbd || exit 1; \
 	done
 
-# A test more at a time than there are cores, as some wait for processes, five at most; each with one
-# thread, or they would wait for each other.
-AT_A_TIME := $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 5)))
-PYTEST := -m pytest --numprocesses $(AT_A_TIME) --dist worksteal
+# As many tests at a time as there are cores, four at most; each with one thread, or they would wait
+# for each other.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)

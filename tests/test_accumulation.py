@@ -2,7 +2,6 @@
 
 import copy
 import os
-import socket
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from engine.accumulation import Shares
 from engine.distributed import Ranks, place
 from engine.loop import Precision, TrainStep
 from engine.losses import LossConfig, training_loss
+from forked import free_port
 from models.output import ModelOutput, Recoupled
 from pipelines.batch import Batch
 
@@ -159,10 +159,8 @@ def counted_average(sent: list[int], bucket: dist.GradBucket) -> torch.futures.F
 
 
 def test_unequal_shares_of_two_ranks_give_the_mean_over_the_global_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_rank, (port, str(tmp_path)), nprocs=2)
+    given = free_port(), str(tmp_path)
+    mp.start_processes(one_rank, given, nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for groups, one, two in zip(MICRO_BATCHES.values(), *ranks, strict=True):
         expected = small(batch_norm=True)

@@ -1,7 +1,6 @@
 """engine/batch_norm.py: several ranks normalise as one process with the whole batch would."""
 
 import os
-import socket
 import sys
 import types
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.batch_norm import GlobalBatchNorm
 from engine.distributed import synchronise_batch_norm
+from forked import free_port
 
 
 def network() -> nn.Module:
@@ -54,10 +54,7 @@ def one_rank(rank: int, world_size: int, port: int, out: str) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_equal_one_process(world_size, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = world_size, port, str(tmp_path)
+    given = world_size, free_port(), str(tmp_path)
     mp.start_processes(one_rank, given, nprocs=world_size, start_method="forkserver")
     expected = gradients_and_statistics(network(), *inputs())
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]

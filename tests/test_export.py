@@ -10,14 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import yaml
 
 import trunks
-from engine import checkpoint, export
-from engine.config import as_dict, load, model_options
+from engine import export
 from engine.trained import Trained, open_trained
-from models.registry import build_model
-from runs import as_network
+from runs import as_network, write_checkpoint
 
 NETWORKS: dict[str, dict] = {
     "decoupled": {"branch_frames": [2, 6]},
@@ -49,14 +46,7 @@ def saved(tiny_config: dict, tmp_path: Path):
             if key in options:
                 tiny_config["data"][key] = options.pop(key)
         tiny_config["model"] |= options
-        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_config))
-        config = load(tmp_path / "tiny.yaml")
-        torch.manual_seed(3)
-        network = build_model(name, **model_options(config))
-        path = tmp_path / "last.pt"
-        checkpoint.save(path, {"config": as_dict(config), "progress": {"epoch": 1},
-                               "model": network.state_dict()})  # fmt: skip
-        return path
+        return write_checkpoint(tiny_config, tmp_path / "saved")
 
     return save
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from engine import checkpoint
 from engine.clip_scores import ClipScores
+from runs import lines_of
 
 HEADS = ["sum", "fused", "rgb + depth", "rgb", "depth"]
 
@@ -19,11 +19,6 @@ def tiny_config(tiny_config: dict) -> dict:
     tiny_config["data"] |= {"modality": "rgbd", "depth_encoding": "metric"}
     tiny_config["model"]["name"] = "decoupled_fusion"
     return tiny_config
-
-
-def lines_of(run: Path, kind: str) -> list[dict]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def test_a_run_reports_all_heads_and_resumes_bit_equal(train, tmp_path):

@@ -57,7 +57,7 @@ def test_a_crash_and_a_hang_are_results_and_the_next_case_follows(monkeypatch) -
     """Of a worker that dies in case 1 and falls silent in case 3, of 5."""
     monkeypatch.setattr(fuzz, "CONTEXT", CONTEXT)
     monkeypatch.setattr(fuzz, "work", die_and_fall_silent)
-    monkeypatch.setattr(fuzz, "PATIENCE_S", 10)
+    monkeypatch.setattr(fuzz, "PATIENCE_S", 20)
     results = fuzz.run("jpeg", 0, 0, 5)
     assert [r["outcome"] for r in results] == ["fine", "CRASH", "fine", "HANG", "fine"]
     assert [r["number"] for r in results] == [0, 1, 2, 3, 4]

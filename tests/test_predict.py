@@ -200,7 +200,7 @@ def test_several_clips_get_numbered_pictures(tmp_path) -> None:
     assert picture_paths(str(out), 2) == [tmp_path / "seen_1.png", tmp_path / "seen_2.png"]
 
 
-def test_it_starts_from_any_working_directory_and_draws_a_picture_per_clip(saved, tmp_path) -> None:
+def test_it_draws_a_picture_per_clip_where_it_is_started(saved, tmp_path) -> None:
     config, path = saved()
     folders, _ = evaluated(config, path)
     arguments = ["--checkpoint", str(path), "--device", "cpu", *folders[:2]]

@@ -1,10 +1,8 @@
 """engine/teacher.py: pseudo labels from the other modality, by a network that drifts slowly."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from models import build_model
 from models.output import ModelOutput
 from pipelines.batch import Batch
 from pipelines.config import DataConfig
+from runs import lines_of
 
 OPTIONS = {"num_classes": 5, "num_frames": 8, "num_blocks": 3, "width": 8, "dim": 64}
 EXACT = Precision.choose("fp64", torch.device("cpu"))
@@ -140,11 +139,6 @@ def tiny_config(tiny_config: dict) -> dict:
     tiny_config["model"] = {"name": "umdr", "width": 8, "dim": 64, "num_blocks": 3}
     tiny_config["mix"] = {"mixup": 0.8, "shufflemix": 0.3, "shufflemix_share": 0.5}
     return tiny_config
-
-
-def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def test_a_run_with_a_teacher_goes_on_bit_equal(train, tmp_path):

@@ -1,8 +1,6 @@
 """UMDR's networks through the same entry points, step and loader as those of CVPR'22."""
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ import yaml
 from engine import checkpoint
 from engine.distributed import Ranks, place
 from engine.loop import Precision
-from runs import as_network
+from runs import as_network, lines_of
 from test_compilation import batch_for, network, step_of
 
 UNIMODAL = ["merged", "sum", "4 frames", "8 frames", "12 frames"]
@@ -22,11 +20,6 @@ FUSION = ["sum", "mean", "rgb + depth", "rgb", "depth", "completed rgb", "comple
 def tiny_config(tiny_config: dict) -> dict:
     as_network(tiny_config, "umdr")
     return tiny_config
-
-
-def lines_of(run: Path, kind: str) -> list[dict]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == kind]
 
 
 def test_a_run_reports_all_heads_and_goes_on_bit_equal(train, tmp_path):
